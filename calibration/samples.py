@@ -1,0 +1,124 @@
+"""Load representative data: an .npz file, a folder of .npy files, or a function of the user's own."""
+
+from __future__ import annotations
+
+import importlib
+import zipfile
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgebuild.calibration.errors import DataError
+
+Arrays: TypeAlias = dict[str, NDArray[Any]]
+LABELS = "labels"
+
+
+def load(path: Path) -> Arrays:
+    """Every numeric array of an .npz file or of a folder of .npy files, by name: `[N, ...]` each.
+
+    Pickled and text arrays are left out: the first would run code, the second no model takes.
+
+    Raises:
+        DataError: the path is neither, or can't be read.
+    """
+    if path.is_dir():
+        arrays = {file.stem: _read_npy(file) for file in sorted(path.glob("*.npy"))}
+    elif path.suffix == ".npz":
+        arrays = _read_npz(path)
+    else:
+        raise DataError(
+            f"{path} is no data edgebuild reads",
+            cause="data is an .npz file, a folder of .npy files, or package.module:function",
+            action="save the arrays with numpy.savez, named after the model's inputs",
+        )
+    return {name: array for name, array in arrays.items() if array is not None and array.dtype.kind in "biuf"}
+
+
+def call(reference: str) -> Arrays:
+    """What the user's `package.module:function` gives, by input name: `[N, ...]` each.
+
+    The function takes nothing. It returns a mapping of whole arrays, or yields mappings of batches `[B, ...]`, which
+    are joined.
+
+    Raises:
+        DataError: there is no such function, it raises, or gives something else.
+    """
+    given = _call(_function(reference), reference)
+    if isinstance(given, Mapping):
+        return {str(name): np.asarray(value) for name, value in given.items()}
+    batches = list(given)
+    if not batches or not all(isinstance(batch, Mapping) and batch.keys() == batches[0].keys() for batch in batches):
+        raise DataError(
+            f"{reference} does not give dicts that all hold the same arrays",
+            action="yield {input name: array [batch, ...]} for each batch",
+        )
+    return {str(name): _joined(reference, str(name), [batch[name] for batch in batches]) for name in batches[0]}
+
+
+def choose(arrays: Arrays, count: int | None) -> Arrays:
+    """At most `count` rows, evenly spread, so that data sorted by class stays representative."""
+    rows = len(next(iter(arrays.values()), ()))
+    if count is None or rows <= count:
+        return arrays
+    picked = np.linspace(0, rows - 1, count).round().astype(np.intp)
+    return {name: array[picked] for name, array in arrays.items()}
+
+
+def _read_npz(path: Path) -> dict[str, NDArray[Any] | None]:
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {name: _member(archive, name) for name in archive.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as e:
+        raise DataError(f"{path} can't be read as .npz", cause=str(e), action="write it again with numpy.savez") from e
+
+
+def _member(archive: Mapping[str, NDArray[Any]], name: str) -> NDArray[Any] | None:
+    try:
+        return archive[name]
+    except ValueError as e:
+        if "allow_pickle" in str(e):
+            return None
+        raise
+
+
+def _read_npy(path: Path) -> NDArray[Any]:
+    try:
+        return np.asarray(np.load(path, allow_pickle=False))
+    except (OSError, ValueError, EOFError) as e:
+        raise DataError(f"{path} can't be read as .npy", cause=str(e), action="write it again with numpy.save") from e
+
+
+def _function(reference: str) -> Callable[[], Any]:
+    module_name, _, name = reference.partition(":")
+    try:
+        found = getattr(importlib.import_module(module_name), name)
+    except (ImportError, AttributeError) as e:
+        raise DataError(
+            f"there is no function {reference}", cause=str(e), action="the module must lie beside edgebuild.yaml or be installed"
+        ) from e
+    if not callable(found):
+        raise DataError(f"{reference} is not a function", action="name a function without parameters")
+    return found  # type: ignore[no-any-return]
+
+
+def _call(function: Callable[[], Any], reference: str) -> Mapping[str, Any] | Iterable[Mapping[str, Any]]:
+    try:
+        given = function()
+        return given if isinstance(given, Mapping) else list(given)
+    except Exception as e:  # noqa: BLE001 - the user's own code may raise anything; its name and place are kept
+        raise DataError(f"{reference} failed", cause=f"{type(e).__name__}: {e}", action="run it by itself to see") from e
+
+
+def _joined(reference: str, name: str, parts: list[Any]) -> NDArray[Any]:
+    try:
+        return np.concatenate([np.asarray(part) for part in parts])
+    except ValueError as e:
+        raise DataError(
+            f"{reference}: the batches of '{name}' can't be joined",
+            cause=str(e),
+            action="yield arrays [batch, ...] of one shape beyond the first dimension",
+        ) from e

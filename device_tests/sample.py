@@ -1,0 +1,108 @@
+"""What one process measured: the record, and how it is read out of what the runner printed."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from types import NoneType
+from typing import Any, Final
+
+from edgebuild.device_tests.errors import DeviceError
+from edgebuild.device_tests.runner import ERROR, RESULT
+
+# How JSON gives what the record's annotations say: a whole number may come without its point.
+_KINDS: Final = {
+    "str": (str,),
+    "int": (int,),
+    "float": (float, int),
+    "int | None": (int, NoneType),
+    "float | None": (float, int, NoneType),
+}
+_STDERR_LINES: Final = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProcessSample:
+    """One fresh process's result. Times of one inference in us over `runs` timed runs, the first one apart.
+
+    `runtime` and `machine` are the device's own words ("tflite_runtime 2.14.0", uname); load averages and peak memory
+    are None where the device keeps none; `outputs_sha256` covers the outputs for the seeded inputs.
+    """
+
+    model_sha256: str
+    runtime: str
+    python: str
+    machine: str
+    import_ms: float
+    load_ms: float
+    allocate_ms: float
+    first_us: float
+    min_us: float
+    median_us: float
+    p90_us: float
+    p99_us: float
+    mean_us: float
+    runs: int
+    peak_rss_kib: int | None
+    load_before: float | None
+    load_after: float | None
+    outputs_sha256: str
+
+    def __post_init__(self) -> None:
+        """A median is a positive number of at least one run."""
+        if not (math.isfinite(self.median_us) and self.median_us > 0 and self.runs > 0):
+            raise ValueError(f"a median of {self.median_us} us over {self.runs} runs is no measurement")
+
+
+def read_sample(stdout: str, stderr: str, *, nonce: str, model_sha256: str) -> ProcessSample:
+    """The sample in a runner's output: one result line of parsable JSON with our nonce and our model's digest.
+
+    Nothing else is a success, least of all an exit code: `adb shell` gives 0 for a daemon that died half-way.
+
+    Raises:
+        DeviceError: any of the four is missing, or the runner said what went wrong.
+    """
+    for line in stdout.splitlines():
+        if line.startswith(ERROR):
+            message = _parsed(line[len(ERROR) :]).get("message")
+            raise DeviceError("the device can't run the model", cause=str(message))
+    lines = [line for line in stdout.splitlines() if line.startswith(RESULT)]
+    if len(lines) != 1:
+        raise DeviceError(
+            f"the device answered with {len(lines)} result lines instead of one",
+            cause=" / ".join(stderr.splitlines()[-_STDERR_LINES:]) or "the runner ended early and said nothing",
+        )
+    report = _parsed(lines[0][len(RESULT) :])
+    _check(report, "nonce", nonce, "the answer belongs to another run")
+    _check(report, "model_sha256", model_sha256, "the device ran another file: a broken transfer, or an old copy")
+    return _sample(report)
+
+
+def _parsed(text: str) -> dict[str, Any]:
+    try:
+        report = json.loads(text)
+    except ValueError as e:
+        raise DeviceError("the device's result line is no JSON", cause=f"{e}: {text[:80]}") from e
+    if not isinstance(report, dict):
+        raise DeviceError("the device's result is no JSON object", cause=text[:80])
+    return report
+
+
+def _check(report: Mapping[str, Any], name: str, expected: str, cause: str) -> None:
+    if report.get(name) != expected:
+        raise DeviceError(f"the device's {name} is {report.get(name)!r}, not {expected!r}", cause=cause)
+
+
+def _sample(report: Mapping[str, Any]) -> ProcessSample:
+    for field in fields(ProcessSample):
+        if not isinstance(report.get(field.name), _KINDS[str(field.type)]) or field.name not in report:
+            raise DeviceError(
+                f"the device's {field.name} is {report.get(field.name)!r}, not {field.type}",
+                cause="its copy of runner.py is of another version",
+            )
+    try:
+        return ProcessSample(**{field.name: report[field.name] for field in fields(ProcessSample)})
+    except ValueError as e:
+        raise DeviceError("the device's result makes no sense", cause=str(e)) from e

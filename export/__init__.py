@@ -1,0 +1,1 @@
+"""A float model becomes a flatbuffer here; a flatbuffer is read, run and compared here."""

@@ -1,0 +1,144 @@
+"""Float model to flatbuffer. The only door to TensorFlow's converter; import it in a worker process only.
+
+`convert()` leaks memory and a calibrator can take its process down, so nothing here runs in the user's own process.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgebuild.calibration.checks import InputSpec
+from edgebuild.export.errors import ModelError
+
+os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")  # Spares the import of Keras 3 inside TensorFlow's.
+
+if TYPE_CHECKING:
+    from edgebuild.targets.target import IoType, Precision
+
+SIGNATURE = "serving_default"
+
+
+def freeze(model: Any, inputs: Sequence[InputSpec], outputs: Sequence[str], folder: Path) -> None:
+    """Save a tf_keras model as a SavedModel with constant weights, batch 1 and the model's own input and output names.
+
+    Converting from it costs 0.9 s where `from_keras_model` costs 4.5 s, most of which saves the Keras object graph
+    anew for every precision.
+    """
+    import tensorflow as tf
+    from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
+
+    specs = [tf.TensorSpec((1, *spec.shape), spec.dtype, name=spec.name) for spec in inputs]
+
+    def call(*tensors: Any) -> list[Any]:
+        return list(tf.nest.flatten(model(tensors[0] if len(tensors) == 1 else list(tensors), training=False)))
+
+    frozen = convert_variables_to_constants_v2(tf.function(call, autograph=False).get_concrete_function(*specs))
+
+    def named(**tensors: Any) -> dict[str, Any]:
+        results = frozen(*(tensors[spec.name] for spec in inputs))
+        return dict(zip(outputs, results, strict=True))
+
+    signature = tf.function(named, autograph=False).get_concrete_function(**{spec.name: spec for spec in specs})
+    tf.saved_model.save(tf.Module(), str(folder), signatures={SIGNATURE: signature})
+
+
+def to_float(saved_model: Path, precision: Precision) -> bytes:
+    """A flatbuffer whose inputs, outputs and arithmetic stay floating point: float32, float16 or dynamic.
+
+    Dynamic range keeps dense layers per tensor: per channel gives FULLY_CONNECTED version 12, which
+    tflite-runtime 2.14.0 refuses.
+    """
+    converter = _converter(saved_model)
+    if precision == "float16":
+        converter.optimizations = _default_optimizations()
+        converter.target_spec.supported_types = [_tf().float16]
+    elif precision == "dynamic":
+        converter.optimizations = _default_optimizations()
+        converter._experimental_disable_per_channel_quantization_for_dense_layers = True
+    return _convert(converter, precision)
+
+
+def calibrate(saved_model: Path, samples: Mapping[str, NDArray[Any]]) -> bytes:
+    """A float flatbuffer whose activations carry the ranges seen over `samples`, ready to `quantize` many times."""
+    converter = _converter(saved_model, samples)
+    converter._experimental_calibrate_only = True
+    return _convert(converter, "calibration")
+
+
+def quantize(calibrated: bytes, io_type: IoType) -> bytes:
+    """Full-integer int8 out of a calibrated flatbuffer, in milliseconds; inputs and outputs as `io_type`.
+
+    Takes the two steps of the public converter after its calibration, so that outputs are the same.
+
+    Raises:
+        ModelError: the model can't be quantized, or this TensorFlow lacks the two functions.
+    """
+    tf = _tf()
+    try:
+        from tensorflow.lite.python.convert import mlir_quantize
+        from tensorflow.lite.python.util import modify_model_io_type
+
+        model = mlir_quantize(calibrated, input_data_type=tf.float32, output_data_type=tf.float32)
+        wanted = tf.dtypes.as_dtype(io_type)
+        return bytes(model if wanted == tf.float32 else modify_model_io_type(model, wanted, wanted))
+    except (ImportError, TypeError, ValueError, RuntimeError) as e:
+        raise ModelError("the calibrated model can't be quantized to int8", cause=_last_line(e)) from e
+
+
+def quantize_publicly(
+    saved_model: Path, samples: Mapping[str, NDArray[Any]], precision: Precision, io_type: IoType
+) -> bytes:
+    """int8 or int16x8 by the public converter alone, calibrating anew: the reference, and the fall-back."""
+    tf = _tf()
+    converter = _converter(saved_model, samples)
+    wide = tf.lite.OpsSet.EXPERIMENTAL_TFLITE_BUILTINS_ACTIVATIONS_INT16_WEIGHTS_INT8
+    converter.target_spec.supported_ops = [wide if precision == "int16x8" else tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
+    converter.inference_input_type = converter.inference_output_type = tf.dtypes.as_dtype(io_type)
+    return _convert(converter, precision)
+
+
+def _tf() -> Any:
+    import tensorflow as tf
+
+    return tf
+
+
+def _default_optimizations() -> list[Any]:
+    return [_tf().lite.Optimize.DEFAULT]
+
+
+def _converter(saved_model: Path, samples: Mapping[str, NDArray[Any]] | None = None) -> Any:
+    converter = _tf().lite.TFLiteConverter.from_saved_model(str(saved_model), signature_keys=[SIGNATURE])
+    if samples is not None:
+        converter.optimizations = _default_optimizations()
+        converter.representative_dataset = lambda: _rows(samples)
+    return converter
+
+
+def _rows(samples: Mapping[str, NDArray[Any]]) -> Iterator[dict[str, NDArray[Any]]]:
+    for row in range(len(next(iter(samples.values())))):
+        yield {name: np.ascontiguousarray(array[row : row + 1]) for name, array in samples.items()}
+
+
+def _convert(converter: Any, precision: str) -> bytes:
+    from tensorflow.lite.python.convert import ConverterError
+
+    try:
+        return bytes(converter.convert())
+    except (ConverterError, ValueError, RuntimeError, TypeError) as e:
+        raise ModelError(
+            f"TensorFlow's converter refuses the model for {precision}",
+            cause=_last_line(e),
+            action="change the layer it names, or choose another precision for this target",
+        ) from e
+
+
+def _last_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[-1] if lines else ''}"[:500]

@@ -1,0 +1,94 @@
+"""Run flatbuffers on tflite-runtime: the runtime that ships, and the only door to it.
+
+The runtime is native code that can crash on a broken model, so callers run this in a process they can lose.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgebuild.export.errors import ModelError
+from edgebuild.export.flatbuffer import Flatbuffer, Quantization, Tensor, read
+
+
+class Interpreter:
+    """One model, allocated once; inputs and outputs go by signature name."""
+
+    def __init__(self, data: bytes, *, threads: int = 1) -> None:
+        """Load and allocate.
+
+        Raises:
+            ModelError: the runtime does not take the model.
+        """
+        from tflite_runtime.interpreter import Interpreter as Runtime
+
+        self.flatbuffer: Flatbuffer = read(data)
+        try:
+            self._runtime = Runtime(model_content=data, num_threads=threads)
+            self._runtime.allocate_tensors()
+        except (ValueError, RuntimeError) as e:
+            raise _refused(e) from e
+
+    def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """One inference in the model's own types: `[1, ...]` in, `[1, ...]` out.
+
+        Raises:
+            ModelError: an input does not fit, or an operator fails.
+        """
+        try:
+            for name, tensor in self.flatbuffer.inputs.items():
+                self._runtime.set_tensor(tensor.index, inputs[name])
+            self._runtime.invoke()
+            return {name: self._runtime.get_tensor(t.index) for name, t in self.flatbuffer.outputs.items()}
+        except (ValueError, RuntimeError) as e:
+            raise _refused(e) from e
+
+    def predict(self, samples: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[np.float32]]:
+        """Real values in, real values out, over all rows: `[N, ...]` each, quantized and dequantized as declared."""
+        encoded = {name: encode(samples[name], tensor) for name, tensor in self.flatbuffer.inputs.items()}
+        rows = len(next(iter(encoded.values())))
+        results = [self.run({name: values[i : i + 1] for name, values in encoded.items()}) for i in range(rows)]
+        return {
+            name: decode(np.concatenate([result[name] for result in results]), tensor)
+            for name, tensor in self.flatbuffer.outputs.items()
+        }
+
+
+def encode(values: NDArray[Any], tensor: Tensor) -> NDArray[Any]:
+    """Real values in the tensor's type: q = clip(round(x / scale) + zero_point)."""
+    if tensor.quantization is None or not _is_integer(tensor):
+        return values.astype(tensor.dtype)
+    scale, zero_point = _per_tensor(tensor.quantization)
+    limits = np.iinfo(tensor.dtype)
+    return np.clip(np.round(values / scale) + zero_point, limits.min, limits.max).astype(tensor.dtype)
+
+
+def decode(values: NDArray[Any], tensor: Tensor) -> NDArray[np.float32]:
+    """Real values of a tensor: x = scale * (q - zero_point)."""
+    if tensor.quantization is None or not _is_integer(tensor):
+        return values.astype(np.float32)
+    scale, zero_point = _per_tensor(tensor.quantization)
+    return ((values.astype(np.float32) - zero_point) * scale).astype(np.float32)
+
+
+def _is_integer(tensor: Tensor) -> bool:
+    return np.dtype(tensor.dtype).kind in "iu"
+
+
+def _per_tensor(quantization: Quantization) -> tuple[np.float32, int]:
+    return np.float32(quantization.scale[0]), quantization.zero_point[0]
+
+
+def _refused(error: Exception) -> ModelError:
+    text = " ".join(str(error).split())
+    if "Didn't find op" in text or "unresolved custom op" in text:
+        return ModelError(
+            "tflite-runtime 2.14.0 does not take the model",
+            cause=text,
+            action="an operator is newer than the runtime, or custom: convert with edgebuild, or change the layer",
+        )
+    return ModelError("tflite-runtime 2.14.0 can't run the model", cause=text)

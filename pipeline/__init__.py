@@ -1,0 +1,1 @@
+"""The face and the flow: configuration, plan, engine, gates and reports."""

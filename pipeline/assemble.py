@@ -1,0 +1,148 @@
+"""Put a report together from what the stages left."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from edgebuild.calibration.errors import Failure
+from edgebuild.device_tests.latency import Latency
+from edgebuild.pipeline import gates
+from edgebuild.pipeline.config import LOWER_IS_BETTER, Metric, Project, TargetSettings
+from edgebuild.pipeline.engine import Outcome
+from edgebuild.pipeline.errors import OK, exit_code
+from edgebuild.pipeline.ingest import float_model
+from edgebuild.pipeline.plan import Export, Plan
+from edgebuild.pipeline.report import (
+    SCHEMA,
+    FailureReport,
+    MeasuredAgreement,
+    MetricFigure,
+    ModelReport,
+    NoLatency,
+    Report,
+    TargetReport,
+)
+from edgebuild.pipeline.store import digest_file
+from edgebuild.pipeline.task import tool_version
+from edgebuild.targets.evidence import Figure
+from edgebuild.targets.placement import Placement, Unmapped
+from edgebuild.targets.target import Memory
+
+_FIGURES = ("size_bytes", "gzip_bytes", "operators", "parameters", "sparsity", "unique_weights")
+
+
+def report(
+    project: Project, plan: Plan, outcome: Outcome, latencies: Mapping[str, Latency | NoLatency]
+) -> Report:
+    """The report of a build: a `TargetReport` or a `FailureReport` for each target."""
+    failures = {name: f for name, export in plan.exports.items() if (f := _failure(outcome, export)) is not None}
+    targets = {
+        name: _target(project, name, export, plan.evaluated_on, outcome, latencies[name])
+        for name, export in plan.exports.items()
+        if name not in failures
+    }
+    codes = [f.exit_code for f in failures.values()]
+    codes += [code for t in targets.values() if (code := gates.exit_code(t.gates)) != OK]
+    return Report(
+        schema=SCHEMA,
+        edgebuild=tool_version("edgebuild"),
+        exit_code=min(codes, default=OK),
+        model=_model(project, plan, outcome),
+        targets=targets,
+        failures=failures,
+    )
+
+
+def failure_report(failure: Failure) -> FailureReport:
+    """A failure as a record."""
+    return FailureReport(
+        what=failure.what, cause=failure.cause, action=failure.action, exit_code=exit_code(failure)
+    )
+
+
+def _failure(outcome: Outcome, export: Export) -> FailureReport | None:
+    for key in (export.artifact, export.verified, export.packaged):
+        if key in outcome.failures:
+            return failure_report(outcome.failures[key])
+    return None
+
+
+def _model(project: Project, plan: Plan, outcome: Outcome) -> ModelReport | None:
+    if plan.model not in outcome.results:
+        return None
+    described = float_model.describe(outcome.results[plan.model])
+    return ModelReport(
+        path=project.config.model,
+        sha256=plan.model_digest,
+        source_format=described.source_format,
+        parameters=described.parameters,
+        macs=sum(layer.macs for layer in described.layers),
+    )
+
+
+def _target(
+    project: Project, name: str, export: Export, data: str, outcome: Outcome, latency: Latency | NoLatency
+) -> TargetReport:
+    packaged = outcome.results[export.packaged]
+    raw = _read(packaged / "figures.json")
+    verified = _read(outcome.results[export.verified] / "verify.json")
+    figures = {figure: Figure(**raw[figure]) for figure in _FIGURES}
+    agreement = MeasuredAgreement(**verified["agreement"], data=data)
+    metric = _metric(project.config.metric, verified["metric"])
+    placement = _placement(raw["placement"])
+    memory = Memory(**{kind: Figure(**figure) for kind, figure in raw["memory"].items()})
+    judged = gates.judge(
+        export.precision,
+        project.config.targets.get(name, TargetSettings()),
+        project.config.gates,
+        size_bytes=figures["size_bytes"],
+        agreement=agreement,
+        metric=metric,
+        placement=placement,
+        memory=memory,
+        latency=latency,
+    )
+    return TargetReport(
+        artifact=f"{name}/model.tflite",
+        files=tuple(f"{name}/{file.name}" for file in sorted((packaged / "files").iterdir())),
+        sha256=digest_file(packaged / "files" / "model.tflite"),
+        precision=export.precision,
+        io=export.io,
+        route=raw["route"],
+        **figures,
+        agreement=agreement,
+        metric=metric,
+        placement=placement,
+        memory=memory,
+        latency=latency,
+        gates=judged,
+    )
+
+
+def _metric(metric: Metric, found: Mapping[str, Any] | None) -> MetricFigure:
+    higher = metric.higher_is_better if metric.higher_is_better is not None else metric.name not in LOWER_IS_BETTER
+    if found is None:
+        return MetricFigure(
+            name=metric.name,
+            higher_is_better=higher,
+            float=None,
+            target=None,
+            drop=None,
+            n=0,
+            evidence="unavailable",
+            note="there is no evaluation data",
+        )
+    drop = found["float"] - found["target"] if higher else found["target"] - found["float"]
+    return MetricFigure(name=metric.name, higher_is_better=higher, drop=drop, evidence="measured", **found)
+
+
+def _placement(raw: dict[str, Any]) -> Placement:
+    return Placement(**raw | {"unmapped": tuple(Unmapped(**entry) for entry in raw["unmapped"])})
+
+
+def _read(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(path.read_bytes())
+    return found

@@ -1,0 +1,184 @@
+"""The command line: parse, call one library function, render. Importing this imports click and nothing heavier."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from edgebuild.pipeline.build import BuildResult
+    from edgebuild.pipeline.config import Project
+    from edgebuild.pipeline.console import Narrator
+
+DEFAULT: Final = "build"
+
+
+class _DefaultToBuild(click.Group):
+    """`edgebuild` and `edgebuild --target cpu` are `edgebuild build ...`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        own = {"--help", "-h", "--version", "--debug"}
+        rest = [arg for arg in args if arg != "--debug"]
+        if not rest or (rest[0].startswith("-") and rest[0] not in own):
+            first = 1 if args[:1] == ["--debug"] else 0
+            args = [*args[:first], DEFAULT, *args[first:]]
+        return super().parse_args(ctx, args)
+
+
+@click.group(cls=_DefaultToBuild, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="edgebuild")
+@click.option("--debug", is_flag=True, help="Show tracebacks and what the libraries print.")
+@click.pass_context
+def cli(ctx: click.Context, *, debug: bool) -> None:
+    """From a trained model to verified TFLite artifacts for CPU, GPU delegate, Edge TPU and microcontroller.
+
+    Without a command, `edgebuild` builds what edgebuild.yaml describes.
+    """
+    ctx.obj = debug
+
+
+@cli.command()
+@click.option("-t", "--target", "targets", multiple=True, metavar="NAME", help="Build this target; repeatable. [default: all]")
+@click.option("-c", "--config", "config_path", type=click.Path(path_type=Path), default="edgebuild.yaml", show_default=True)
+@click.option("-o", "--out", type=click.Path(path_type=Path), default="build", show_default=True, help="Where results go.")
+@click.option("--set", "overrides", multiple=True, metavar="KEY.PATH=VALUE", help="Override a setting; repeatable.")
+@click.option("--until", metavar="STAGE", help="Stop after ingest, samples, reference, calibrate, convert, verify or package.")
+@click.option("--dry-run", is_flag=True, help="Show the plan and what the store holds; run nothing.")
+@click.option("--no-cache", is_flag=True, help="Use nothing from the store and leave nothing there.")
+@click.option("-j", "--jobs", type=click.IntRange(min=1), help="Tasks side by side. [default: cores]")
+@click.option("--seed", type=click.IntRange(min=0), help="Override the configuration's seed.")
+@click.option("--json", "as_json", is_flag=True, help="The report on stdout, all else on stderr.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress; failures only.")
+@click.pass_obj
+def build(debug: bool, **options: Any) -> int:  # noqa: FBT001 - click passes its object by position
+    """Build verified artifacts from edgebuild.yaml."""
+    from edgebuild.pipeline import commands
+
+    return commands.build(debug=debug, **options)
+
+
+@cli.command()
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option("--calibration", metavar="DATA", help="Representative samples: .npz, folder of .npy, or package.module:function.")
+@click.option("--evaluation", metavar="DATA", help="Labelled samples, likewise.")
+@click.option("-o", "--out", type=click.Path(path_type=Path), default="edgebuild.yaml", show_default=True)
+@click.option("--force", is_flag=True, help="Replace a file that is there.")
+def init(model: Path, **options: Any) -> int:
+    """Look at MODEL and write a commented edgebuild.yaml."""
+    from edgebuild.pipeline import commands
+
+    return commands.init(model, **options)
+
+
+@cli.command()
+@click.argument("folder", type=click.Path(path_type=Path), default="edgebuild-demo")
+@click.option("-j", "--jobs", type=click.IntRange(min=1))
+@click.pass_obj
+def demo(debug: bool, folder: Path, jobs: int | None) -> int:  # noqa: FBT001
+    """Build a small real model for all four targets, offline, in FOLDER."""
+    from edgebuild.pipeline import commands
+
+    return commands.demo(folder, jobs=jobs, debug=debug)
+
+
+@cli.command()
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+def inspect(model: Path, *, as_json: bool) -> int:
+    """Show MODEL's inputs, outputs, operators, parameters and multiply-accumulates, layer by layer."""
+    from edgebuild.pipeline import commands
+
+    return commands.inspect(model, as_json=as_json)
+
+
+@cli.command()
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option("--device", default="local", show_default=True, help="Where to run.")
+@click.option("--processes", type=click.IntRange(min=1), default=6, show_default=True, help="Fresh processes to measure in.")
+@click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+def profile(model: Path, **options: Any) -> int:
+    """Measure the latency of MODEL.tflite on a device."""
+    from edgebuild.pipeline import commands
+
+    return commands.profile(model, **options)
+
+
+@cli.group(invoke_without_command=True)
+@click.pass_context
+def targets(ctx: click.Context) -> int:
+    """List the targets; `targets show NAME` prints a profile with its sources."""
+    from edgebuild.pipeline import commands
+
+    return 0 if ctx.invoked_subcommand else commands.targets()
+
+
+@targets.command("show")
+@click.argument("name")
+def show_target(name: str) -> int:
+    """Print the profile NAME: a target's, or a board's."""
+    from edgebuild.pipeline import commands
+
+    return commands.show_target(name)
+
+
+@cli.command()
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+def doctor(*, as_json: bool) -> int:
+    """Say what works on this machine, and the fix for what does not."""
+    from edgebuild.pipeline import commands
+
+    return commands.doctor(as_json=as_json)
+
+
+@cli.command()
+@click.argument("name", type=click.Choice(["config", "report", "manifest"]), default="config")
+def schema(name: str) -> int:
+    """Print the JSON Schema of edgebuild.yaml, report.json or manifest.json."""
+    from edgebuild.pipeline import commands
+
+    return commands.schema(name)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a command and exit with its code; the only place that does."""
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    sys.exit(run(given))
+
+
+def run(arguments: list[str]) -> int:
+    """Run a command; every way it can end is an exit code."""
+    from edgebuild.calibration.errors import Failure
+
+    try:
+        return int(cli.main(args=arguments, prog_name="edgebuild", standalone_mode=False) or 0)
+    except click.exceptions.Exit as e:
+        return e.exit_code
+    except click.ClickException as e:
+        e.show()
+        return 2
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted; what was finished is in the store, and the next build goes on from there", err=True)
+        return 130
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 0
+    except Failure as e:
+        return _fail(e, debug="--debug" in arguments)
+
+
+def _fail(failure: Any, *, debug: bool) -> int:
+    from edgebuild.pipeline import console
+    from edgebuild.pipeline.errors import exit_code
+
+    if debug:
+        raise failure
+    from rich.console import Console
+
+    console.show_failure(failure, Console(stderr=True, highlight=False))
+    return exit_code(failure)

@@ -1,0 +1,151 @@
+"""What a person sees in the terminal: progress, tables, failures. Everything goes to stderr but what was asked for."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from edgebuild.calibration.errors import Failure
+from edgebuild.device_tests.latency import Latency
+from edgebuild.pipeline.engine import Event
+from edgebuild.pipeline.report import FailureReport, GateResult, Report, TargetReport
+from edgebuild.targets.evidence import Figure
+
+_VERDICT_STYLES = {"pass": "green", "fail": "bold red", "inconclusive": "yellow"}
+
+
+class Narrator:
+    """Tells a build as it goes: a live line on a terminal, plain lines elsewhere, nothing when quiet."""
+
+    def __init__(self, *, quiet: bool = False, debug: bool = False) -> None:
+        self.console = Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
+        self._debug = debug
+        self._status = self.console.status("")
+        self._running: dict[str, str] = {}
+        self._cached = 0
+        self._began = time.monotonic()
+
+    @contextmanager
+    def running(self) -> Iterator[Narrator]:
+        """Show the live line until the block ends."""
+        if not self.console.is_terminal:
+            yield self
+            return
+        with self._status:
+            yield self
+
+    def on_event(self, event: Event) -> None:
+        """Hear of a task."""
+        title = escape(event.task.title)
+        if event.state == "cached":
+            self._cached += 1
+        elif event.state == "started":
+            self._running[event.task.key] = title
+        elif event.state == "skipped":
+            self.console.print(f"  [dim]-[/] {title} [dim](needs what failed)[/]")
+        else:
+            self._running.pop(event.task.key, None)
+            mark = "[bold red]x[/]" if event.state == "failed" else "[green]+[/]"
+            self.console.print(f"  {mark} {title} [dim]{event.seconds:.1f} s[/]")
+        self._status.update(", ".join(self._running.values()) or "working")
+        if self._debug and (event.trace or event.log):
+            self.console.print(event.trace or event.log, markup=False)
+
+    def on_latency(self, target: str, done: int, total: int) -> None:
+        """Hear of a latency measurement's progress."""
+        self._status.update(f"measure {target} latency, process {done} of {total}")
+        if done == total:
+            self.console.print(f"  [green]+[/] measure {target} latency [dim]in {total} processes[/]")
+
+    def say(self, text: str) -> None:
+        """Print one plain line."""
+        self.console.print(text)
+
+    def elapsed(self) -> str:
+        """Time since the start, and how much came from the store."""
+        reused = f", {self._cached} stages from the store" if self._cached else ""
+        return f"{time.monotonic() - self._began:.1f} s{reused}"
+
+
+def show_failure(failure: Failure | FailureReport, console: Console, label: str = "error") -> None:
+    """Print a failure's three parts."""
+    console.print(f"[bold red]{label}:[/] {escape(failure.what)}", soft_wrap=True)
+    for name, text in (("cause", failure.cause), ("do", failure.action)):
+        for index, line in enumerate(text.splitlines()):
+            console.print(f"  [dim]{name if index == 0 else ' ' * len(name)}:[/] {escape(line)}", soft_wrap=True)
+
+
+def show_report(report: Report, console: Console) -> None:
+    """Print a build's table, gates that did not pass, and failures."""
+    if report.targets:
+        console.print(_targets_table(report))
+    for name, target in report.targets.items():
+        for gate in target.gates:
+            if gate.verdict != "pass":
+                console.print(f"[{_VERDICT_STYLES[gate.verdict]}]{name}: {escape(gate_line(gate))}[/]", soft_wrap=True)
+    for name, failure in report.failures.items():
+        show_failure(failure, console, f"{name} failed")
+
+
+def gate_line(gate: GateResult) -> str:
+    """One gate in words."""
+    value = "unknown" if gate.value is None else f"{gate.value:.4g}"
+    note = f" ({gate.note})" if gate.note else ""
+    return f"gate {gate.name}: {gate.verdict}, {value} against a limit of {gate.limit:.4g}{note}"
+
+
+def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[object]]) -> Table:
+    """A plain table; columns that begin with `#` hold numbers."""
+    made = Table(title=title or None, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        made.add_column(column.removeprefix("#"), justify="right" if column.startswith("#") else "left")
+    for row in rows:
+        made.add_row(*(escape(str(cell)) for cell in row))
+    return made
+
+
+def stdout() -> Console:
+    """For what was asked for."""
+    return Console(file=sys.stdout, highlight=False)
+
+
+def _targets_table(report: Report) -> Table:
+    metric = next(iter(report.targets.values())).metric
+    names = ("target", "precision", "#size", "#gzip", f"#{metric.name}", "#drop", "#mapped", "#arena", "#latency", "gates")
+    return table("", names, (_row(name, target) for name, target in report.targets.items()))
+
+
+def _row(name: str, target: TargetReport) -> tuple[object, ...]:
+    metric, placement = target.metric, target.placement
+    return (
+        name,
+        target.precision,
+        _bytes(target.size_bytes),
+        _bytes(target.gzip_bytes),
+        "-" if metric.target is None else f"{metric.target:.4f}",
+        "-" if metric.drop is None else f"{metric.drop:+.4f}",
+        f"{placement.mapped}/{placement.operators} {placement.evidence}",
+        _bytes(target.memory.arena_bytes),
+        _latency(target),
+        _gates(target),
+    )
+
+
+def _bytes(figure: Figure) -> str:
+    return "-" if figure.value is None else f"{figure.value:,} B"
+
+
+def _latency(target: TargetReport) -> str:
+    latency = target.latency
+    return f"{latency.median_us / 1e3:.3f} ms" if isinstance(latency, Latency) else "-"
+
+
+def _gates(target: TargetReport) -> str:
+    passed = sum(gate.verdict == "pass" for gate in target.gates)
+    return f"{passed}/{len(target.gates)} pass"

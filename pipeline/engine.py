@@ -1,0 +1,176 @@
+"""Run a plan: look up what is there, run what is missing, side by side, and let a failure cost only what needs it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import Final, Literal, TypeAlias
+
+from edgebuild.calibration.errors import Failure
+from edgebuild.pipeline import workers
+from edgebuild.pipeline.stages import STAGES
+from edgebuild.pipeline.store import Store
+from edgebuild.pipeline.task import Task, WorkerKind
+from edgebuild.pipeline.workers import Worker
+
+SECOND_IMPORT_PAYS_AFTER_S: Final = 6.0  # About what one import of TensorFlow costs.
+State: TypeAlias = Literal["cached", "started", "done", "failed", "skipped"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """Something happened to a task; `log` is the end of what its worker printed."""
+
+    state: State
+    task: Task
+    seconds: float = 0.0
+    failure: Failure | None = None
+    trace: str = ""
+    log: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """Where results lie, by key, and what kept the others from being made.
+
+    A task that could not run for another's failure carries that failure.
+    """
+
+    results: Mapping[str, Path]
+    failures: Mapping[str, Failure]
+
+
+def survey(tasks: Mapping[str, Task], goals: Collection[str], store: Store) -> tuple[dict[str, Path], dict[str, Task]]:
+    """What the goals need that is there already, and what has to run; nothing is looked up that no goal needs."""
+    found: dict[str, Path] = {}
+    missing: dict[str, Task] = {}
+
+    def visit(key: str) -> None:
+        if key in found or key in missing:
+            return
+        folder = store.find(key)
+        if folder is not None:
+            found[key] = folder
+            return
+        missing[key] = tasks[key]
+        for needed in tasks[key].inputs.values():
+            visit(needed)
+
+    for goal in goals:
+        visit(goal)
+    return found, {key: task for key, task in tasks.items() if key in missing}
+
+
+def execute(
+    tasks: Mapping[str, Task],
+    goals: Collection[str],
+    store: Store,
+    *,
+    jobs: int,
+    on_event: Callable[[Event], None],
+) -> Outcome:
+    """Make the goals. Every task that can run does, whatever happened to others."""
+    found, missing = survey(tasks, goals, store)
+    for key in found:
+        on_event(Event(state="cached", task=tasks[key]))
+    with _Run(store, jobs, on_event, found, missing) as run:
+        return run.until_done()
+
+
+class _Run:
+    """The moving parts of one execution: what waits, what runs, who works."""
+
+    def __init__(
+        self,
+        store: Store,
+        jobs: int,
+        on_event: Callable[[Event], None],
+        found: dict[str, Path],
+        missing: dict[str, Task],
+    ) -> None:
+        self._store, self._jobs, self._tell = store, jobs, on_event
+        self._results, self._waiting = found, missing
+        self._failures: dict[str, Failure] = {}
+        self._ready_since: dict[str, float] = {}
+        self._workers: list[Worker] = []
+
+    def __enter__(self) -> _Run:
+        if any(STAGES[task.stage].worker == "tensorflow" for task in self._waiting.values()):
+            self._workers.append(workers.start("tensorflow"))  # Its import runs while data is read.
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for worker in self._workers:
+            worker.close()
+
+    def until_done(self) -> Outcome:
+        while self._waiting or self._busy():
+            self._skip_hopeless()
+            self._hand_out()
+            for worker in self._answering():
+                self._finish(worker)
+        return Outcome(results=self._results, failures=self._failures)
+
+    def _busy(self) -> list[Worker]:
+        return [worker for worker in self._workers if worker.task is not None]
+
+    def _skip_hopeless(self) -> None:
+        for key, task in list(self._waiting.items()):
+            failure = next((self._failures[n] for n in task.inputs.values() if n in self._failures), None)
+            if failure is not None:
+                del self._waiting[key]
+                self._failures[key] = failure
+                self._tell(Event(state="skipped", task=task, failure=failure))
+
+    def _hand_out(self) -> None:
+        for key, task in list(self._waiting.items()):
+            if len(self._busy()) >= self._jobs:
+                return
+            if all(needed in self._results for needed in task.inputs.values()):
+                self._ready_since.setdefault(key, time.monotonic())
+                worker = self._worker_for(STAGES[task.stage].worker, self._ready_since[key])
+                if worker is not None:
+                    del self._waiting[key]
+                    self._tell(Event(state="started", task=task))
+                    worker.give(task, self._store)
+
+    def _worker_for(self, kind: WorkerKind, ready_since: float) -> Worker | None:
+        """An idle worker of that kind, or a new one where a new one pays."""
+        alike = [worker for worker in self._workers if worker.kind == kind]
+        idle = next((worker for worker in alike if worker.task is None and worker.is_alive), None)
+        waited_s = time.monotonic() - ready_since
+        if idle is None and (kind == "light" or not alike or waited_s > SECOND_IMPORT_PAYS_AFTER_S):
+            idle = workers.start(kind)
+            self._workers.append(idle)
+        return idle
+
+    def _answering(self) -> Iterator[Worker]:
+        by_connection = {worker.connection: worker for worker in self._busy()}
+        for connection in wait(list(by_connection), timeout=0.5):
+            yield by_connection[connection]  # type: ignore[index]
+
+    def _finish(self, worker: Worker) -> None:
+        answer, task = worker.answer(), worker.task
+        assert task is not None
+        log, worker.task = worker.log_tail(), None
+        if not worker.is_alive:
+            worker.close()
+            self._workers.remove(worker)
+        if answer.failure is None:
+            self._results[task.key] = self._store.place(task.key)
+        else:
+            self._failures[task.key] = answer.failure
+        self._tell(
+            Event(
+                state="failed" if answer.failure else "done",
+                task=task,
+                seconds=answer.seconds,
+                failure=answer.failure,
+                trace=answer.trace,
+                log=log,
+            )
+        )
+

@@ -1,0 +1,55 @@
+"""The pipeline's own failures, and the one table of exit codes."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from edgebuild.calibration.errors import DataError, Failure
+from edgebuild.device_tests.errors import DeviceError
+from edgebuild.export.errors import ModelError
+from edgebuild.targets.errors import ToolMissingError, UnknownTargetError
+
+
+class ConfigError(Failure):
+    """A command line or configuration that can't be used as it is."""
+
+
+class StoreError(Failure):
+    """The store can't be read or written."""
+
+
+class CrashError(Failure):
+    """A stage took its worker process down: a signal, or an end without an answer."""
+
+
+class InternalError(Failure):
+    """A fault of edgebuild's own."""
+
+
+OK: Final = 0
+INTERNAL: Final = 1
+INTERRUPTED: Final = 130
+
+EXIT_CODES: Final[dict[type[Failure], int]] = {
+    InternalError: INTERNAL,
+    StoreError: INTERNAL,
+    ConfigError: 2,
+    DataError: 2,
+    UnknownTargetError: 2,
+    ModelError: 3,
+    CrashError: 3,
+    DeviceError: 8,
+    ToolMissingError: 9,
+}
+
+GATE_EXIT_CODES: Final[dict[str, int]] = {"metric": 4, "size": 5, "memory": 5, "latency": 6, "placement": 7}
+INCONCLUSIVE_LATENCY: Final = 8
+
+
+def exit_code(failure: Failure) -> int:
+    """The code of the failure's nearest family.
+
+    >>> exit_code(DataError("empty"))
+    2
+    """
+    return next(EXIT_CODES[kind] for kind in type(failure).__mro__ if kind in EXIT_CODES)

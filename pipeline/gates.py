@@ -1,0 +1,110 @@
+"""Hold figures against limits. What isn't known never passes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Final
+
+from edgebuild.device_tests.latency import Latency, against
+from edgebuild.export.agreement import Agreement
+from edgebuild.pipeline.config import Gates, TargetSettings
+from edgebuild.pipeline.errors import GATE_EXIT_CODES, INCONCLUSIVE_LATENCY, OK
+from edgebuild.pipeline.report import GateResult, MetricFigure, NoLatency, Verdict
+from edgebuild.targets.evidence import Figure
+from edgebuild.targets.placement import Placement
+from edgebuild.targets.target import Memory, Precision
+
+# The largest relative RMSE a sound conversion leaves. Float formats lose rounding only. Quantized ones are the metric's
+# to judge: here they are only told from a model that computes something else, whose error is about 1 or above.
+AGREEMENT_LIMITS: Final[dict[Precision, float]] = {
+    "float32": 1e-3,
+    "float16": 5e-2,
+    "dynamic": 0.5,
+    "int8": 0.5,
+    "int16x8": 0.5,
+}
+_KIB: Final = 1024
+
+
+def judge(
+    precision: Precision,
+    settings: TargetSettings,
+    gates: Gates,
+    *,
+    size_bytes: Figure,
+    agreement: Agreement,
+    metric: MetricFigure,
+    placement: Placement,
+    memory: Memory,
+    latency: Latency | NoLatency,
+) -> tuple[GateResult, ...]:
+    """Every configured gate of a target, and `agreement`, which always holds."""
+    return (
+        _at_most("agreement", "metric", AGREEMENT_LIMITS[precision], agreement.relative_rmse),
+        *_metric(gates, metric),
+        *_size("max_size_kib", "size", settings.max_size_kib or gates.max_size_kib, size_bytes),
+        *_size("max_arena_kib", "memory", settings.max_arena_kib, memory.arena_bytes),
+        *_size("max_flash_kib", "memory", settings.max_flash_kib, memory.flash_bytes),
+        *_mapped(settings.min_mapped, placement),
+        *_latency(settings.max_latency_ms, latency),
+    )
+
+
+def exit_code(results: Iterable[GateResult]) -> int:
+    """The smallest code among the gates that did not pass, 0 where all did."""
+    codes = [_code(result) for result in results if result.verdict != "pass"]
+    return min(codes, default=OK)
+
+
+def _code(result: GateResult) -> int:
+    if result.kind == "latency" and result.verdict == "inconclusive":
+        return INCONCLUSIVE_LATENCY
+    return GATE_EXIT_CODES[result.kind]
+
+
+def _at_most(name: str, kind: str, limit: float, value: float, note: str = "") -> GateResult:
+    return _result(name, kind, limit, value, "pass" if value <= limit else "fail", note)
+
+
+def _metric(gates: Gates, metric: MetricFigure) -> Iterator[GateResult]:
+    if gates.max_metric_drop is not None:
+        if metric.drop is None:
+            yield _result("max_metric_drop", "metric", gates.max_metric_drop, None, "inconclusive", metric.note)
+        else:
+            yield _at_most("max_metric_drop", "metric", gates.max_metric_drop, metric.drop)
+    if gates.min_metric is not None:
+        if metric.target is None:
+            yield _result("min_metric", "metric", gates.min_metric, None, "inconclusive", metric.note)
+        else:
+            good = metric.target >= gates.min_metric if metric.higher_is_better else metric.target <= gates.min_metric
+            note = "" if metric.higher_is_better else f"lower {metric.name} is better: the limit is a ceiling"
+            yield _result("min_metric", "metric", gates.min_metric, metric.target, "pass" if good else "fail", note)
+
+
+def _size(name: str, kind: str, limit_kib: float | None, figure: Figure) -> Iterator[GateResult]:
+    if limit_kib is None:
+        return
+    if figure.value is None:
+        yield _result(name, kind, limit_kib, None, "inconclusive", figure.note)
+    else:
+        yield _at_most(name, kind, limit_kib, figure.value / _KIB, figure.note)
+
+
+def _mapped(limit: float | None, placement: Placement) -> Iterator[GateResult]:
+    if limit is not None:
+        share = placement.mapped_share
+        yield _result("min_mapped", "placement", limit, share, "pass" if share >= limit else "fail", placement.evidence)
+
+
+def _latency(limit_ms: float | None, latency: Latency | NoLatency) -> Iterator[GateResult]:
+    if limit_ms is None:
+        return
+    if isinstance(latency, NoLatency):
+        yield _result("max_latency_ms", "latency", limit_ms, None, "inconclusive", latency.note)
+        return
+    interval = f"{latency.low_us / 1e3:.3f} to {latency.high_us / 1e3:.3f} ms at {latency.confidence:.1%} confidence"
+    yield _result("max_latency_ms", "latency", limit_ms, latency.median_us / 1e3, against(latency, limit_ms), interval)
+
+
+def _result(name: str, kind: str, limit: float, value: float | None, verdict: Verdict, note: str) -> GateResult:
+    return GateResult(name=name, kind=kind, limit=limit, value=value, verdict=verdict, note=note)  # type: ignore[arg-type]

@@ -1,0 +1,1 @@
+"""Any trained model becomes a float model here: one file a format, `load` chooses."""

@@ -1,0 +1,50 @@
+"""Choose the reader for a source model, without opening more of it than its name and first look need."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Final
+
+from edgebuild.export.errors import ModelError
+from edgebuild.pipeline.ingest import keras_h5, saved_model
+
+READERS: Final = {"SavedModel": saved_model.read, "Keras HDF5": keras_h5.read}
+_NOT_YET: Final = {
+    ".keras": "a Keras 3 archive; save it as .h5, or export a SavedModel with tf_keras",
+    ".onnx": "ONNX",
+    ".pt2": "a PyTorch export",
+    ".pt": "a pickled PyTorch model, which would run code",
+    ".pth": "a pickled PyTorch model, which would run code",
+    ".pb": "a frozen graph; give the SavedModel's folder",
+}
+
+
+def source_format(path: Path) -> str:
+    """The name of the source's format, a key of `READERS`.
+
+    Raises:
+        ModelError: nothing is there, or this version can't read it.
+    """
+    if not path.exists():
+        raise ModelError(f"there is no model at {path}", action="check `model:` in edgebuild.yaml")
+    if path.is_dir():
+        if (path / "saved_model.pb").is_file():
+            return "SavedModel"
+        raise ModelError(f"{path} is a folder without a saved_model.pb", action="give the SavedModel's own folder")
+    if path.suffix in (".h5", ".hdf5"):
+        return "Keras HDF5"
+    kind = _NOT_YET.get(path.suffix)
+    raise ModelError(
+        f"{path} can't be ingested",
+        cause=f"it is {kind}, which this version does not read" if kind else f"'{path.suffix}' is no model format edgebuild knows",
+        action="this version takes SavedModel folders and .h5 or .hdf5 files",
+    )
+
+
+def read(path: Path) -> Any:
+    """The source as a tf_keras functional or sequential model, with the weights it was saved with.
+
+    Raises:
+        ModelError: the source is damaged, would run code, or is not functional.
+    """
+    return READERS[source_format(path)](path)

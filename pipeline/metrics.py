@@ -1,0 +1,98 @@
+"""What a model is worth on labelled data."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgebuild.calibration.errors import DataError
+
+
+def score(metric: str, outputs: Mapping[str, NDArray[Any]], labels: NDArray[Any]) -> float:
+    """The metric of a model's outputs, `float32 [N, ...]` by name, against labels `[N, ...]`.
+
+    `package.module:function` is called with outputs and labels and gives a number. The metrics of our own take the
+    first output.
+
+    Raises:
+        DataError: labels and outputs do not fit the metric, or the user's function fails.
+    """
+    if metric in METRICS:
+        first = next(iter(outputs.values()))
+        if len(first) != len(labels):
+            raise DataError(f"there are {len(labels)} labels for {len(first)} samples", action="give one label a sample")
+        return METRICS[metric](first.astype(np.float64), labels)
+    return _custom(metric, outputs, labels)
+
+
+def top_k(outputs: NDArray[np.float64], labels: NDArray[Any], k: int) -> float:
+    """Share of samples whose label is among the k largest outputs; `[N, classes]` against `[N]` or one-hot."""
+    classes = _classes(outputs, labels)
+    ranked = np.argsort(-outputs, axis=1, kind="stable")[:, :k]
+    return float((ranked == classes[:, None]).any(axis=1).mean())
+
+
+def auc(outputs: NDArray[np.float64], labels: NDArray[Any]) -> float:
+    """Area under the ROC curve of the last output column, ties counted half.
+
+    ref: the Mann-Whitney U statistic over positives times negatives.
+    """
+    scores = outputs.reshape(len(outputs), -1)[:, -1]
+    truth = np.asarray(labels).reshape(len(labels), -1)[:, -1].astype(bool)
+    positives, negatives = int(truth.sum()), int((~truth).sum())
+    if not positives or not negatives:
+        raise DataError("auc needs labels of both kinds, 0 and 1", action="evaluate on normal and anomalous samples")
+    _, inverse, counts = np.unique(scores, return_inverse=True, return_counts=True)
+    ranks = (np.cumsum(counts) - (counts - 1) / 2)[inverse]
+    return float((ranks[truth].sum() - positives * (positives + 1) / 2) / (positives * negatives))
+
+
+def mean_squared_error(outputs: NDArray[np.float64], labels: NDArray[Any]) -> float:
+    """Mean of (output - label)² over all values."""
+    return float(np.mean((outputs - _same_shape(outputs, labels)) ** 2))
+
+
+def mean_absolute_error(outputs: NDArray[np.float64], labels: NDArray[Any]) -> float:
+    """Mean of |output - label| over all values."""
+    return float(np.mean(np.abs(outputs - _same_shape(outputs, labels))))
+
+
+METRICS: Final[dict[str, Callable[[NDArray[np.float64], NDArray[Any]], float]]] = {
+    "top1": lambda outputs, labels: top_k(outputs, labels, 1),
+    "top5": lambda outputs, labels: top_k(outputs, labels, 5),
+    "auc": auc,
+    "mse": mean_squared_error,
+    "mae": mean_absolute_error,
+}
+
+
+def _classes(outputs: NDArray[np.float64], labels: NDArray[Any]) -> NDArray[np.int64]:
+    if outputs.ndim != 2:
+        raise DataError(f"top-k needs outputs [N, classes], the model gives {list(outputs.shape)}", action="choose another metric")
+    if labels.shape == outputs.shape:
+        return labels.argmax(axis=1)
+    flat = labels.reshape(len(labels), -1)
+    if flat.shape[1] != 1:
+        raise DataError(f"labels have shape {list(labels.shape)}, top-k needs [N] or one-hot {list(outputs.shape)}")
+    classes = flat[:, 0].astype(np.int64)
+    if classes.min() < 0 or classes.max() >= outputs.shape[1] or (classes != flat[:, 0]).any():
+        raise DataError(f"labels must be whole numbers 0 to {outputs.shape[1] - 1}", action="check the classes' order")
+    return classes
+
+
+def _same_shape(outputs: NDArray[np.float64], labels: NDArray[Any]) -> NDArray[np.float64]:
+    if labels.shape != outputs.shape:
+        raise DataError(f"labels have shape {list(labels.shape)}, the outputs {list(outputs.shape)}")
+    return labels.astype(np.float64)
+
+
+def _custom(reference: str, outputs: Mapping[str, NDArray[Any]], labels: NDArray[Any]) -> float:
+    module, _, name = reference.partition(":")
+    try:
+        return float(getattr(importlib.import_module(module), name)(dict(outputs), labels))
+    except Exception as e:  # noqa: BLE001 - the user's own code may raise anything; its name and words are kept
+        raise DataError(f"the metric {reference} failed", cause=f"{type(e).__name__}: {e}", action="run it by itself") from e

@@ -1,0 +1,213 @@
+"""From a project to a plan: which stage runs over which inputs, under which key. Pure but for reading digests."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+from edgebuild.pipeline import stages
+from edgebuild.pipeline.config import DataSource, Project, TargetSettings
+from edgebuild.pipeline.errors import ConfigError
+from edgebuild.pipeline.store import digest_tree
+from edgebuild.pipeline.task import Source, Task, key
+from edgebuild.targets.registry import TARGETS, target
+from edgebuild.targets.target import IoType, Precision
+
+QUANTIZED: Final = ("int8", "int16x8")
+UNTIL: Final = tuple(stages.STAGES)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Export:
+    """How one target's flatbuffer is made, and the keys of its results."""
+
+    precision: Precision
+    io: IoType
+    artifact: str
+    verified: str
+    packaged: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """Tasks by key, each after the tasks it needs, and what each target gets out of them.
+
+    `evaluated_on` is `evaluation`, or `calibration` where there is nothing better.
+    """
+
+    tasks: Mapping[str, Task]
+    model: str
+    exports: Mapping[str, Export]
+    evaluated_on: str
+    model_digest: str
+
+    def until(self, stage: str) -> Mapping[str, Task]:
+        """The tasks of `stage` and of those before it.
+
+        Raises:
+            ConfigError: there is no such stage.
+        """
+        if stage not in UNTIL:
+            raise ConfigError(f"there is no stage '{stage}'", action=f"the stages are {', '.join(UNTIL)}")
+        allowed = UNTIL[: UNTIL.index(stage) + 1]
+        return {name: task for name, task in self.tasks.items() if task.stage in allowed}
+
+    def needed_by(self, key: str) -> tuple[str, ...]:
+        """The targets that a task serves; empty where it serves all."""
+        owners = tuple(name for name, export in self.exports.items() if key in self._ancestors(export.packaged))
+        return () if len(owners) == len(self.exports) else owners
+
+    def _ancestors(self, key: str) -> set[str]:
+        return {key}.union(*(self._ancestors(needed) for needed in self.tasks[key].inputs.values()))
+
+
+def make(project: Project, targets: Sequence[str] = ()) -> Plan:
+    """Plan a build of `targets`, or of all that the configuration names.
+
+    Raises:
+        ConfigError: a target is not in the configuration, or lacks the calibration data it needs.
+        UnknownTargetError: there is no such target.
+    """
+    return _Planner(project).plan(_chosen(project, targets))
+
+
+def model_task(path: Path) -> Task:
+    """The task that ingests one source model; the first of every plan."""
+    source = Source(path=path, digest=digest_tree(path))
+    task = Task(stage="ingest", parameters=stages.Nothing(), sources={"model": source}, title=f"ingest {path.name}")
+    return replace(task, key=key(stages.STAGES["ingest"], task))
+
+
+class _Planner:
+    """Collects tasks; asking twice for the same one gives the same key."""
+
+    def __init__(self, project: Project) -> None:
+        self._project = project
+        self._config = project.config
+        self._tasks: dict[str, Task] = {}
+        self._ingested = self._put(model_task(project.model))
+
+    def plan(self, names: Sequence[str]) -> Plan:
+        data = self._config.data
+        role = "evaluation" if data.evaluation else "calibration"
+        evaluation = self._samples(role)
+        reference = self._add("reference", "run the float model", model=self._ingested, samples=evaluation)
+        exports = {name: self._export(name, evaluation, reference) for name in names}
+        return Plan(
+            tasks=self._tasks,
+            model=self._ingested,
+            exports=exports,
+            evaluated_on=role,
+            model_digest=self._tasks[self._ingested].sources["model"].digest,
+        )
+
+    def _export(self, name: str, evaluation: str, reference: str) -> Export:
+        precision, io = _format(name, self._config.targets.get(name, TargetSettings()))
+        artifact = self._artifact(name, precision, io)
+        metric = self._config.metric.name if self._config.data.evaluation else ""
+        verified = self._add(
+            "verify",
+            f"verify {_format_name(precision, io)}",
+            stages.VerifyParameters(metric=metric),
+            self._code({"metric": metric} if ":" in metric else {}),
+            artifact=artifact,
+            samples=evaluation,
+            reference=reference,
+        )
+        packaged = self._add(
+            "package", f"package {name}", stages.PackageParameters(target=name), artifact=artifact, verified=verified
+        )
+        return Export(precision=precision, io=io, artifact=artifact, verified=verified, packaged=packaged)
+
+    def _artifact(self, name: str, precision: Precision, io: IoType) -> str:
+        inputs = {"model": self._ingested}
+        if precision in QUANTIZED:
+            if self._config.data.calibration is None:
+                raise ConfigError(
+                    f"data.calibration: required, since targets.{name} is {precision}",
+                    cause="quantized activations need ranges, and ranges need representative samples",
+                    action="name an .npz of a few hundred typical inputs, or choose precision: float32",
+                )
+            inputs["samples"] = self._samples("calibration")
+        if precision == "int8":
+            inputs["calibrated"] = self._add("calibrate", "calibrate", **inputs)
+        parameters = stages.ConvertParameters(precision=precision, io=io)
+        return self._add("convert", f"convert {_format_name(precision, io)}", parameters, **inputs)
+
+    def _samples(self, role: str) -> str:
+        source: DataSource = getattr(self._config.data, role)
+        needs_labels = role == "evaluation"
+        parameters = stages.SamplesParameters(function=source.function or "", count=source.samples, labels=needs_labels)
+        if source.function:
+            sources = self._code({"data": source.function})
+        else:
+            path = self._project.data(source)
+            sources = {"data": Source(path=path, digest=digest_tree(path))}
+        return self._add("samples", f"load {role} data", parameters, sources, model=self._ingested)
+
+    def _code(self, references: Mapping[str, str]) -> dict[str, Source]:
+        return {role: code_source(reference, self._project.folder) for role, reference in references.items()}
+
+    def _add(
+        self,
+        stage: str,
+        title: str,
+        parameters: Any = stages.Nothing(),  # noqa: B008 - frozen
+        sources: Mapping[str, Source] | None = None,
+        **inputs: str,
+    ) -> str:
+        task = Task(
+            stage=stage,
+            parameters=parameters,
+            inputs=inputs,
+            sources=sources or {},
+            seed=self._config.seed,
+            title=title,
+            python_path=self._project.folder,
+        )
+        return self._put(replace(task, key=key(stages.STAGES[stage], task)))
+
+    def _put(self, task: Task) -> str:
+        self._tasks.setdefault(task.key, task)
+        return task.key
+
+
+def code_source(reference: str, folder: Path) -> Source:
+    """The user's module of `package.module:function`, by the content of its Python files; nothing is imported.
+
+    Raises:
+        ConfigError: there is no such module beside the configuration or installed.
+    """
+    top = reference.partition(":")[0].partition(".")[0]
+    for place in (folder / f"{top}.py", folder / top):
+        if place.exists():
+            return Source(path=place, digest=digest_tree(place, "*.py"))
+    found = importlib.util.find_spec(top) if top in sys.modules or top.isidentifier() else None
+    if found is None or found.origin is None:
+        raise ConfigError(
+            f"there is no module '{top}' for {reference}", action="put it beside edgebuild.yaml, or install it"
+        )
+    origin = Path(found.origin)
+    place = origin.parent if origin.name == "__init__.py" else origin
+    return Source(path=place, digest=digest_tree(place, "*.py"))
+
+
+def _chosen(project: Project, targets: Sequence[str]) -> Sequence[str]:
+    configured = project.config.targets
+    for name in targets:
+        target(name)
+    return tuple(dict.fromkeys(targets)) or tuple(configured)
+
+
+def _format(name: str, settings: TargetSettings) -> tuple[Precision, IoType]:
+    chosen = TARGETS[name]
+    precision = settings.precision or chosen.PRECISIONS[0]
+    return precision, (settings.io or chosen.IO_TYPES[0]) if precision == "int8" else "float32"
+
+
+def _format_name(precision: Precision, io: IoType) -> str:
+    return f"{precision} with {io} in and out" if precision == "int8" else precision

@@ -1,0 +1,143 @@
+"""The report's records, as `report.json` holds them, and its JSON Schema."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Final, Literal, TypeAlias
+
+from edgebuild.device_tests.latency import Latency
+from edgebuild.export.agreement import Agreement
+from edgebuild.targets.evidence import Evidence, Figure
+from edgebuild.targets.placement import Placement
+from edgebuild.targets.target import IoType, Memory, Precision
+
+SCHEMA: Final = "edgebuild-report/1"
+Verdict: TypeAlias = Literal["pass", "fail", "inconclusive"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeasuredAgreement(Agreement):
+    """Agreement with the float model; `data` is the set it was taken on."""
+
+    data: Literal["evaluation", "calibration"]
+    evidence: Evidence = "measured"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MetricFigure:
+    """The metric of the float model and of the target's artifact on `n` samples.
+
+    `drop` is how much worse the artifact is, in the metric's unit: positive is worse, whichever way is better.
+    All are None where `evidence` is unavailable, and `note` says why.
+    """
+
+    name: str
+    higher_is_better: bool
+    float: float | None
+    target: float | None
+    drop: float | None
+    n: int
+    evidence: Evidence
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NoLatency:
+    """Why there is no latency."""
+
+    note: str
+    evidence: Literal["unavailable"] = "unavailable"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GateResult:
+    """One limit, the figure it was held against, and the verdict; `kind` decides the exit code."""
+
+    name: str
+    kind: Literal["metric", "size", "memory", "latency", "placement"]
+    limit: float
+    value: float | None
+    verdict: Verdict
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FailureReport:
+    """Why a target could not be built."""
+
+    what: str
+    cause: str
+    action: str
+    exit_code: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TargetReport:
+    """Everything known of one target's artifact; paths are relative to the report."""
+
+    artifact: str
+    files: tuple[str, ...]
+    sha256: str
+    precision: Precision
+    io: IoType
+    route: str
+    size_bytes: Figure
+    gzip_bytes: Figure
+    operators: Figure
+    parameters: Figure
+    sparsity: Figure
+    unique_weights: Figure
+    agreement: MeasuredAgreement
+    metric: MetricFigure
+    placement: Placement
+    memory: Memory
+    latency: Latency | NoLatency
+    gates: tuple[GateResult, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelReport:
+    """The source model."""
+
+    path: str
+    sha256: str
+    source_format: str
+    parameters: int
+    macs: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """A whole build: what was built under `targets`, what was not under `failures`."""
+
+    schema: str
+    edgebuild: str
+    exit_code: int
+    model: ModelReport | None
+    targets: Mapping[str, TargetReport]
+    failures: Mapping[str, FailureReport]
+
+
+def to_json(report: Report) -> str:
+    """The text of `report.json`; equal reports give equal text."""
+    return json.dumps(asdict(report), indent=1) + "\n"
+
+
+def from_json(text: str | bytes) -> Report:
+    """Read `report.json` back.
+
+    Raises:
+        ValueError: the text is no report of this schema.
+    """
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(Report).validate_json(text)
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON Schema of `report.json`."""
+    from pydantic import TypeAdapter
+
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema"} | TypeAdapter(Report).json_schema()

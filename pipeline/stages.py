@@ -1,0 +1,237 @@
+"""The stages: plain functions from parameters and inputs to an output folder.
+
+Importing this module is cheap; what is heavy is imported where it is used, in a worker process. Inputs are folders of
+other stages in the store, or the user's own files. Each docstring says what a stage reads and writes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from edgebuild.pipeline.task import Stage
+from edgebuild.targets.target import IoType, Precision
+
+VECTORS = 3  # Known answers that go with a firmware package.
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Nothing:
+    """A stage without parameters."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplesParameters:
+    """`function` is `package.module:function`, or empty for a file; `labels` whether labels are required."""
+
+    function: str
+    count: int | None
+    labels: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConvertParameters:
+    """What to convert to."""
+
+    precision: Precision
+    io: IoType
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifyParameters:
+    """How to measure; an empty metric measures agreement alone."""
+
+    metric: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackageParameters:
+    """For which target."""
+
+    target: str
+
+
+def ingest(_: Nothing, inputs: Mapping[str, Path], out: Path) -> None:
+    """Source `model` -> a float model (see `ingest.float_model`)."""
+    from edgebuild.pipeline.ingest import float_model, load
+
+    source = inputs["model"]
+    float_model.save(load.read(source), load.source_format(source), out)
+
+
+def samples(parameters: SamplesParameters, inputs: Mapping[str, Path], out: Path) -> None:
+    """Source `data`, `model` -> `samples.npz`: checked arrays by input name, `labels` where there are some."""
+    from edgebuild.calibration import checks
+    from edgebuild.calibration import samples as loader
+    from edgebuild.pipeline.ingest import float_model
+
+    source = parameters.function or str(inputs["data"])
+    arrays = loader.call(parameters.function) if parameters.function else loader.load(inputs["data"])
+    checks.check(arrays, source)
+    matched = checks.match(arrays, float_model.describe(inputs["model"]).inputs, source)
+    if parameters.labels:
+        matched |= {loader.LABELS: checks.labels(arrays, source)}
+    save_arrays(out / "samples.npz", loader.choose(matched, parameters.count))
+
+
+def reference(_: Nothing, inputs: Mapping[str, Path], out: Path) -> None:
+    """`model`, `samples` -> `outputs.npz`: what the float model gives, `float32 [N, ...]` by output name."""
+    import numpy as np
+
+    from edgebuild.pipeline.ingest import float_model
+
+    model, described = float_model.load(inputs["model"]), float_model.describe(inputs["model"])
+    arrays = load_arrays(inputs["samples"] / "samples.npz")
+    ordered = [arrays[spec.name] for spec in described.inputs]
+    batches = range(0, len(ordered[0]), 64)
+    results = [_forward(model, [array[i : i + 64] for array in ordered]) for i in batches]
+    save_arrays(
+        out / "outputs.npz",
+        {name: np.concatenate(parts) for name, parts in zip(described.outputs, zip(*results, strict=True), strict=True)},
+    )
+
+
+def calibrate(_: Nothing, inputs: Mapping[str, Path], out: Path) -> None:
+    """`model`, `samples` -> `calibrated.tflite`: float, with the range of every activation."""
+    from edgebuild.export import convert
+
+    saved_model = _frozen(inputs["model"])
+    (out / "calibrated.tflite").write_bytes(convert.calibrate(saved_model, _model_inputs(inputs)))
+
+
+def convert(parameters: ConvertParameters, inputs: Mapping[str, Path], out: Path) -> None:
+    """`model`, for int8 also `calibrated` and `samples` -> `model.tflite` and `route.json`, how it was made."""
+    data, route = _convert(parameters, inputs)
+    (out / "model.tflite").write_bytes(data)
+    write_json(out / "route.json", {"route": route})
+
+
+def verify(parameters: VerifyParameters, inputs: Mapping[str, Path], out: Path) -> None:
+    """`artifact`, `samples`, `reference` -> `verify.json` (agreement, metric) and `vectors.npz` (known answers)."""
+    from edgebuild.export import agreement
+    from edgebuild.export.interpreter import Interpreter
+    from edgebuild.pipeline import metrics
+
+    interpreter = Interpreter((inputs["artifact"] / "model.tflite").read_bytes())
+    arrays = load_arrays(inputs["samples"] / "samples.npz")
+    labels = arrays.pop("labels", None)
+    wanted = load_arrays(inputs["reference"] / "outputs.npz")
+    got = interpreter.predict(arrays)
+    result: dict[str, Any] = {"agreement": asdict(agreement.compare(wanted, got)), "metric": None}
+    if parameters.metric and labels is not None:
+        scores = [metrics.score(parameters.metric, outputs, labels) for outputs in (wanted, got)]
+        result["metric"] = {"float": scores[0], "target": scores[1], "n": len(labels)}
+    write_json(out / "verify.json", result)
+    save_arrays(out / "vectors.npz", _vectors(interpreter, arrays))
+
+
+def package(parameters: PackageParameters, inputs: Mapping[str, Path], out: Path) -> None:
+    """`artifact`, `verified` -> `files/`, the target's folder as the user gets it, and `figures.json`."""
+    from edgebuild.export import flatbuffer
+    from edgebuild.pipeline import figures
+    from edgebuild.targets.registry import TARGETS
+    from edgebuild.targets.target import Artifact
+
+    data = (inputs["artifact"] / "model.tflite").read_bytes()
+    artifact = Artifact(
+        data=data,
+        flatbuffer=flatbuffer.read(data),
+        vectors=_pairs(load_arrays(inputs["verified"] / "vectors.npz")),
+    )
+    (out / "files").mkdir()
+    TARGETS[parameters.target].package(artifact, out / "files")
+    found = asdict(figures.of(artifact, TARGETS[parameters.target]))
+    write_json(out / "figures.json", found | json.loads((inputs["artifact"] / "route.json").read_bytes()))
+
+
+STAGES: Final[dict[str, Stage]] = {
+    stage.name: stage
+    for stage in (
+        Stage(name="ingest", version=1, function=ingest, worker="tensorflow", tools=("tensorflow", "tf-keras", "keras")),
+        Stage(name="samples", version=1, function=samples, worker="light", tools=("numpy",)),
+        Stage(name="reference", version=1, function=reference, worker="tensorflow", tools=("tensorflow", "tf-keras")),
+        Stage(name="calibrate", version=1, function=calibrate, worker="tensorflow", tools=("tensorflow", "tf-keras")),
+        Stage(name="convert", version=1, function=convert, worker="tensorflow", tools=("tensorflow", "tf-keras")),
+        Stage(name="verify", version=1, function=verify, worker="light", tools=("tflite-runtime", "numpy")),
+        Stage(name="package", version=1, function=package, worker="light", tools=("edgebuild", "tflite-micro")),
+    )
+}
+
+
+def load_arrays(path: Path) -> dict[str, Any]:
+    """The arrays of an .npz file of ours."""
+    import numpy as np
+
+    with np.load(path, allow_pickle=False) as archive:
+        return {name: archive[name] for name in archive.files}
+
+
+def save_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
+    """Write arrays; equal arrays give equal bytes."""
+    import numpy as np
+
+    np.savez(path, **arrays)
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write plain data; equal data gives equal bytes."""
+    path.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n")
+
+
+def _convert(parameters: ConvertParameters, inputs: Mapping[str, Path]) -> tuple[bytes, str]:
+    from edgebuild.export import convert
+    from edgebuild.export.errors import ModelError
+
+    if parameters.precision == "int8":
+        try:
+            return convert.quantize((inputs["calibrated"] / "calibrated.tflite").read_bytes(), parameters.io), "shared calibration"
+        except ModelError:
+            pass  # The public converter below has the last word, and its own message if it refuses too.
+    saved_model = _frozen(inputs["model"])
+    if parameters.precision in ("int8", "int16x8"):
+        data = convert.quantize_publicly(saved_model, _model_inputs(inputs), parameters.precision, parameters.io)
+        return data, "public converter, own calibration"
+    return convert.to_float(saved_model, parameters.precision), "public converter"
+
+
+def _frozen(model: Path) -> Path:
+    """The float model as a SavedModel with constant weights, made once a worker process."""
+    from edgebuild.pipeline.frozen import frozen
+
+    return frozen(model)
+
+
+def _model_inputs(inputs: Mapping[str, Path]) -> dict[str, Any]:
+    arrays = load_arrays(inputs["samples"] / "samples.npz")
+    arrays.pop("labels", None)
+    return arrays
+
+
+def _forward(model: Any, batch: list[Any]) -> list[Any]:
+    import tensorflow as tf
+
+    outputs = model(batch[0] if len(batch) == 1 else batch, training=False)
+    return [output.numpy() for output in tf.nest.flatten(outputs)]
+
+
+def _vectors(interpreter: Any, arrays: Mapping[str, Any]) -> dict[str, Any]:
+    """Native inputs and outputs of the first samples, named `0/in/<name>` and `0/out/<name>`."""
+    from edgebuild.export.interpreter import encode
+
+    vectors: dict[str, Any] = {}
+    for row in range(min(VECTORS, len(next(iter(arrays.values()))))):
+        encoded = {name: encode(arrays[name][row : row + 1], t) for name, t in interpreter.flatbuffer.inputs.items()}
+        vectors |= {f"{row}/in/{name}": value for name, value in encoded.items()}
+        vectors |= {f"{row}/out/{name}": value for name, value in interpreter.run(encoded).items()}
+    return vectors
+
+
+def _pairs(vectors: Mapping[str, Any]) -> tuple[tuple[dict[str, Any], dict[str, Any]], ...]:
+    rows: dict[int, tuple[dict[str, Any], dict[str, Any]]] = {}
+    for key, value in vectors.items():
+        row, side, name = key.split("/", 2)
+        rows.setdefault(int(row), ({}, {}))[side == "out"][name] = value
+    return tuple(rows[row] for row in sorted(rows))

@@ -1,0 +1,83 @@
+"""A task: one call of a stage, and the key that names its result."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+WorkerKind: TypeAlias = Literal["tensorflow", "light"]
+
+
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """A plain function from parameters and inputs to an output folder, and what decides whether its result holds.
+
+    `version` rises whenever the function would give other bytes for the same inputs. `tools` are the distributions
+    whose versions its bytes depend on.
+    """
+
+    name: str
+    version: int
+    function: Callable[[Any, Mapping[str, Path], Path], None]
+    worker: WorkerKind
+    tools: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """A file or folder of the user's, with the digest it had when the plan was made."""
+
+    path: Path
+    digest: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """One stage over given inputs: other tasks' results by key, and the user's own files by digest.
+
+    `title` is for people and `python_path` says where the user's own modules lie; neither enters the key.
+    """
+
+    stage: str
+    parameters: Any
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    sources: Mapping[str, Source] = field(default_factory=dict)
+    seed: int = 0
+    title: str = ""
+    python_path: Path | None = None
+    key: str = ""
+
+
+def key_parts(stage: Stage, task: Task) -> dict[str, Any]:
+    """Everything that decides a task's result, as plain data."""
+    return {
+        "stage": stage.name,
+        "version": stage.version,
+        "parameters": asdict(task.parameters),
+        "inputs": dict(task.inputs),
+        "sources": {name: source.digest for name, source in task.sources.items()},
+        "tools": {tool: tool_version(tool) for tool in stage.tools},
+        "seed": task.seed,
+    }
+
+
+def key(stage: Stage, task: Task) -> str:
+    """The sha256 over `key_parts`, full length."""
+    return hashlib.sha256(json.dumps(key_parts(stage, task), sort_keys=True).encode()).hexdigest()
+
+
+@cache
+def tool_version(distribution: str) -> str:
+    """The installed version, or `absent`."""
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return "absent"

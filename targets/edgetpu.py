@@ -1,0 +1,73 @@
+"""Coral Edge TPU: full-integer models, one leading subgraph, the rest on the CPU."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from edgebuild.targets import edgetpu_rules
+from edgebuild.targets.evidence import unavailable
+from edgebuild.targets.partition import stranded
+from edgebuild.targets.placement import Placement, Unmapped, to_json
+from edgebuild.targets.rules import Node, Refusal, nodes, refusal, unmapped
+from edgebuild.targets.target import Memory
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+    from pathlib import Path
+
+    from edgebuild.export.flatbuffer import Flatbuffer, Subgraph
+    from edgebuild.targets.target import Artifact, IoType, Precision
+
+NAME: str = "edgetpu"
+SUMMARY: str = "Coral Edge TPU, through its compiler and delegate"
+PRECISIONS: tuple[Precision, ...] = ("int8",)
+IO_TYPES: tuple[IoType, ...] = ("int8", "uint8")
+
+
+def place(model: Flatbuffer) -> Placement:
+    """Predict what the Edge TPU compiler maps, from its documented rules."""
+    found = {
+        node.operator.index: unmapped(node, why)
+        for node in nodes(model)
+        if (why := refusal(node, edgetpu_rules.RULES, edgetpu_rules.EVERY, edgetpu_rules.unknown_operator)) is not None
+    }
+    found |= _stranded(model.main, found.keys())
+    operators = len(model.main.operators)
+    return Placement(
+        accelerator="edgetpu",
+        fallback="cpu",
+        operators=operators,
+        mapped=operators - len(found),
+        unmapped=tuple(found[index] for index in sorted(found)),
+        evidence="predicted",
+        source=edgetpu_rules.SOURCE,
+    )
+
+
+def _stranded(graph: Subgraph, refused: Collection[int]) -> dict[int, Unmapped]:
+    """Operators that would be mapped, did they not come after one that is not: the compiler makes one subgraph."""
+    return {
+        index: unmapped(
+            Node(graph.operators[index], graph.tensors),
+            Refusal(
+                reason=f"comes after operator {cause} ({graph.operators[cause].kind}), which runs on the CPU; "
+                "more than one subgraph is not supported",
+                suggestion=f"make operator {cause} mappable",
+            ),
+        )
+        for index, cause in stranded(graph, refused).items()
+    }
+
+
+def memory(artifact: Artifact) -> Memory:  # noqa: ARG001 - the same for every model
+    """No figure: only the compiler knows how much on-chip memory a model takes."""
+    return Memory(
+        arena_bytes=unavailable("only the Edge TPU compiler reports on-chip memory"),
+        flash_bytes=unavailable("not a flash-resident target"),
+    )
+
+
+def package(artifact: Artifact, out: Path) -> None:
+    """Write `model.tflite` and `placement.json`."""
+    (out / "model.tflite").write_bytes(artifact.data)
+    (out / "placement.json").write_text(to_json(place(artifact.flatbuffer)), encoding="utf-8")

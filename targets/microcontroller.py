@@ -1,0 +1,74 @@
+"""Microcontrollers with TFLite Micro: the model as C++ sources, and how much memory it needs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from edgebuild.targets import tflm_rules
+from edgebuild.targets.evidence import Figure
+from edgebuild.targets.placement import Placement
+from edgebuild.targets.rules import nodes, refusal, unmapped
+from edgebuild.targets.target import Memory
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from edgebuild.export.flatbuffer import Flatbuffer
+    from edgebuild.targets.target import Artifact, IoType, Precision
+
+NAME: str = "mcu"
+SUMMARY: str = "TFLite Micro on a microcontroller"
+PRECISIONS: tuple[Precision, ...] = ("int8", "int16x8")
+IO_TYPES: tuple[IoType, ...] = ("int8", "uint8", "float32")
+
+
+def place(model: Flatbuffer) -> Placement:
+    """Predict what TFLM runs; nothing runs the rest."""
+    lost = tuple(
+        unmapped(node, why)
+        for node in nodes(model)
+        if (why := refusal(node, tflm_rules.RULES, tflm_rules.EVERY, tflm_rules.unknown_operator)) is not None
+    )
+    operators = len(model.main.operators)
+    return Placement(
+        accelerator="tflite-micro",
+        fallback="",
+        operators=operators,
+        mapped=operators - len(lost),
+        unmapped=lost,
+        evidence="predicted",
+        source=tflm_rules.SOURCE,
+    )
+
+
+def memory(artifact: Artifact) -> Memory:
+    """The arena that TFLM's own interpreter needs on the host, and the model's share of flash."""
+    from edgebuild.targets import tflm
+
+    return Memory(
+        arena_bytes=tflm.arena(artifact.data),
+        flash_bytes=Figure(
+            value=len(artifact.data), evidence="predicted", note="the model alone; TFLM's own code comes on top"
+        ),
+    )
+
+
+def package(artifact: Artifact, out: Path) -> None:
+    """Write `model.tflite` and the sources a firmware project includes.
+
+    Raises:
+        PlacementError: TFLM has no such operator, or C++ no such element type.
+    """
+    from edgebuild.targets import firmware, tflm
+
+    vectors, origin = tflm.golden(artifact)
+    files = {
+        "model.h": firmware.model_header(),
+        "model.cc": firmware.model_source(artifact.data),
+        "op_resolver.h": firmware.op_resolver(artifact.flatbuffer),
+        "model_settings.h": firmware.model_settings(artifact.flatbuffer, tflm.arena(artifact.data), artifact.labels),
+        "test_vector.h": firmware.test_vectors(artifact.flatbuffer, vectors, origin),
+    }
+    (out / "model.tflite").write_bytes(artifact.data)
+    for name, text in files.items():
+        (out / name).write_text(text, encoding="utf-8", newline="\n")

@@ -1,0 +1,48 @@
+"""Which operator runs where: the record every target's placement ends in."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from edgebuild.targets.evidence import Evidence
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unmapped:
+    """One operator the accelerator does not take, the tensor that shows it, and why."""
+
+    operator: int
+    kind: str
+    tensor: str
+    reason: str
+    suggestion: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placement:
+    """Operators of the main subgraph that `accelerator` takes (`mapped`) out of all of them (`operators`).
+
+    `fallback` names what runs the others, or is empty where nothing does and the model can't run at all.
+    """
+
+    accelerator: str
+    fallback: str
+    operators: int
+    mapped: int
+    unmapped: tuple[Unmapped, ...]
+    evidence: Evidence
+    source: str
+
+    @property
+    def mapped_share(self) -> float:
+        """Mapped operators over all operators, 0 to 1; an empty graph is fully mapped."""
+        return self.mapped / self.operators if self.operators else 1.0
+
+
+def to_json(placement: Placement) -> str:
+    """The record as text that is the same for the same placement: keys sorted, one trailing newline."""
+    import json
+
+    return json.dumps(asdict(placement), indent=2, sort_keys=True, ensure_ascii=False) + "\n"

@@ -1,0 +1,85 @@
+"""Numbers about devices (memory, flash), each with its source, read from `profiles/*.yaml`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from difflib import get_close_matches
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any
+
+from edgebuild.targets.errors import ProfileError, UnknownTargetError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_SUFFIX = ".yaml"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Number:
+    """One number; its unit stands in its name. `source` is an address, or says that it is a choice."""
+
+    value: float | int
+    source: str
+
+    def __post_init__(self) -> None:
+        """No number without a source."""
+        if isinstance(self.value, bool) or not isinstance(self.value, int | float):
+            raise ProfileError(f"{self.value!r} is not a number")
+        if not isinstance(self.source, str) or not self.source:
+            raise ProfileError(f"the number {self.value} has no source", action="add `source:`")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Profile:
+    """What is known of a device, for the target that builds for it."""
+
+    name: str
+    target: str
+    summary: str
+    numbers: Mapping[str, Number]
+
+
+def profile_names() -> tuple[str, ...]:
+    """The profiles there are, sorted."""
+    entries = (entry.name for entry in files("edgebuild.targets.profiles").iterdir())
+    return tuple(sorted(name.removesuffix(_SUFFIX) for name in entries if name.endswith(_SUFFIX)))
+
+
+def load_profile(name: str) -> Profile:
+    """The profile of that name.
+
+    Raises:
+        UnknownTargetError: there is none; its `action` names the nearest one.
+        ProfileError: the file does not say what a profile says.
+    """
+    import yaml
+
+    names = profile_names()
+    if name not in names:
+        near = get_close_matches(name, names, n=1)
+        raise UnknownTargetError(
+            f"unknown profile {name!r}",
+            cause=f"the profiles are {', '.join(names)}",
+            action=f"did you mean {near[0]!r}?" if near else "choose one of them",
+        )
+    text = files("edgebuild.targets.profiles").joinpath(name + _SUFFIX).read_text(encoding="utf-8")
+    return parse(name, yaml.safe_load(text))
+
+
+def parse(name: str, content: Any) -> Profile:
+    """A profile from what its YAML holds.
+
+    Raises:
+        ProfileError: a key is missing, unknown or of another type.
+    """
+    try:
+        numbers = {key: Number(**number) for key, number in content["numbers"].items()}
+        rest = {key: value for key, value in content.items() if key != "numbers"}
+        return Profile(name=name, numbers=numbers, **rest)
+    except (TypeError, KeyError, AttributeError) as e:
+        raise ProfileError(
+            f"profile {name} is not readable",
+            cause=str(e),
+            action="give target, summary and numbers; every number has value and source",
+        ) from e

@@ -1,0 +1,37 @@
+"""The targets by name. A new target adds its module and one line here."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from edgebuild.targets import cpu, edgetpu, gpu, microcontroller
+from edgebuild.targets.errors import UnknownTargetError
+
+if TYPE_CHECKING:
+    from edgebuild.targets.target import Target
+
+TARGETS: Final[dict[str, Target]] = {
+    cpu.NAME: cpu,
+    gpu.NAME: gpu,
+    edgetpu.NAME: edgetpu,
+    microcontroller.NAME: microcontroller,
+}
+
+
+def target(name: str) -> Target:
+    """The target module of that name.
+
+    Raises:
+        UnknownTargetError: there is none; its `action` names the nearest one.
+    """
+    try:
+        return TARGETS[name]
+    except KeyError as e:
+        from difflib import get_close_matches
+
+        near = get_close_matches(name, TARGETS, n=1)
+        raise UnknownTargetError(
+            f"unknown target {name!r}",
+            cause=f"the targets are {', '.join(TARGETS)}",
+            action=f"did you mean {near[0]!r}?" if near else "choose one of them",
+        ) from e

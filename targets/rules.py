@@ -1,0 +1,110 @@
+"""The vocabulary of placement rules: a node, a refusal, and tables of rules by operator kind.
+
+A target states what it takes as data: `RULES[kind]` is the tuple of constraints on that operator, an operator that is
+missing from the table is not taken, and `EVERY` holds for all of them. A rule is a small pure function from a `Node`
+to a `Refusal`, or to None where the operator is taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
+
+from edgebuild.targets.placement import Unmapped
+
+if TYPE_CHECKING:
+    from edgebuild.export.flatbuffer import Flatbuffer, Operator, Option, Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refusal:
+    """Why a target does not take an operator, and what the user can change."""
+
+    reason: str
+    suggestion: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """An operator with its tensors; `folded` are tensors that are constant once constants are dequantized."""
+
+    operator: Operator
+    tensors: tuple[Tensor, ...]
+    folded: frozenset[int] = frozenset()
+
+    @property
+    def kind(self) -> str:
+        """The operator's kind."""
+        return self.operator.kind
+
+    @property
+    def key(self) -> str:
+        """Where a table holds its rules: a custom operator can't pass for a builtin by taking its name."""
+        return f"custom:{self.kind}" if self.operator.is_custom else self.kind
+
+    @property
+    def inputs(self) -> tuple[Tensor, ...]:
+        """The inputs that are present."""
+        return tuple(self.tensors[i] for i in self.operator.inputs if i >= 0)
+
+    @property
+    def outputs(self) -> tuple[Tensor, ...]:
+        """The outputs."""
+        return tuple(self.tensors[i] for i in self.operator.outputs if i >= 0)
+
+    @property
+    def activations(self) -> tuple[Tensor, ...]:
+        """Inputs and outputs that are computed at run time."""
+        return tuple(tensor for tensor in (*self.inputs, *self.outputs) if not self.is_constant(tensor))
+
+    def is_constant(self, tensor: Tensor) -> bool:
+        """Whether its values are known before the model runs."""
+        return tensor.is_constant or tensor.index in self.folded
+
+    def input(self, position: int) -> Tensor | None:
+        """The input at a position of the operator's signature, or None where it is absent."""
+        present = position < len(self.operator.inputs) and self.operator.inputs[position] >= 0
+        return self.tensors[self.operator.inputs[position]] if present else None
+
+    def integers(self, position: int) -> tuple[int, ...] | None:
+        """The constant integers at an input position (axes, paddings), flat; None where they are no such constant."""
+        tensor = self.input(position)
+        if tensor is None or not tensor.is_constant or "int" not in tensor.dtype:
+            return None
+        return tuple(int(value) for value in tensor.values().reshape(-1))
+
+    def option(self, name: str, default: Option) -> Option:
+        """One of the operator's attributes, in the schema's name."""
+        return self.operator.options.get(name, default)
+
+
+Rule: TypeAlias = Callable[[Node], Refusal | None]
+Rules: TypeAlias = Mapping[str, tuple[Rule, ...]]
+
+
+def require(condition: bool, reason: str, suggestion: str = "") -> Refusal | None:  # noqa: FBT001 - reads as a sentence
+    """None where the condition holds, else the refusal."""
+    return None if condition else Refusal(reason=reason, suggestion=suggestion)
+
+
+def nodes(model: Flatbuffer, folded: frozenset[int] = frozenset()) -> Iterator[Node]:
+    """The operators of the main subgraph, in execution order."""
+    return (Node(operator, model.main.tensors, folded) for operator in model.main.operators)
+
+
+def refusal(node: Node, rules: Rules, every: tuple[Rule, ...], unknown: Rule) -> Refusal | None:
+    """The first rule that refuses an operator; `unknown` answers for kinds outside the table."""
+    constraints = (*every, *rules[node.key]) if node.key in rules else (unknown,)
+    return next((found for rule in constraints if (found := rule(node)) is not None), None)
+
+
+def unmapped(node: Node, found: Refusal) -> Unmapped:
+    """The refusal in the words of a placement."""
+    return Unmapped(
+        operator=node.operator.index,
+        kind=node.kind,
+        tensor=node.outputs[0].name if node.outputs else "",
+        reason=found.reason,
+        suggestion=found.suggestion,
+    )

@@ -1,0 +1,59 @@
+"""The shape of a target module."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from edgebuild.export.flatbuffer import Flatbuffer
+    from edgebuild.targets.evidence import Figure
+    from edgebuild.targets.placement import Placement
+
+Precision: TypeAlias = Literal["float32", "float16", "dynamic", "int8", "int16x8"]
+IoType: TypeAlias = Literal["float32", "int8", "uint8"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Memory:
+    """What the model occupies on the device, in bytes: working memory and program storage."""
+
+    arena_bytes: Figure
+    flash_bytes: Figure
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Artifact:
+    """A finished flatbuffer on its way to a target.
+
+    `vectors` are a few evaluation inputs and what the model gives for them on tflite-runtime, in the model's own
+    types (`int8 [1, H, W, C]` for an int8 input), by signature name: `(inputs, outputs)` pairs.
+    """
+
+    data: bytes
+    flatbuffer: Flatbuffer
+    vectors: tuple[tuple[Mapping[str, NDArray[Any]], Mapping[str, NDArray[Any]]], ...]
+    labels: tuple[str, ...] = ()
+
+
+class Target(Protocol):
+    """What a target module provides, at module level."""
+
+    NAME: str
+    SUMMARY: str
+    PRECISIONS: tuple[Precision, ...]  # The first is the default.
+    IO_TYPES: tuple[IoType, ...]  # The first is the default for quantized models; float models keep float32.
+
+    def place(self, model: Flatbuffer) -> Placement:
+        """Say which operators of the main subgraph the target takes."""
+
+    def memory(self, artifact: Artifact) -> Memory:
+        """Say what it occupies there."""
+
+    def package(self, artifact: Artifact, out: Path) -> None:
+        """Write `model.tflite` and what the target needs beside it into the empty folder `out`."""
