@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -11,9 +12,7 @@ import click
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from edgebuild.pipeline.build import BuildResult
-    from edgebuild.pipeline.config import Project
-    from edgebuild.pipeline.console import Narrator
+    from edgebuild.calibration.errors import Failure
 
 DEFAULT: Final = "build"
 
@@ -170,15 +169,18 @@ def run(arguments: list[str]) -> int:
         return 0
     except Failure as e:
         return _fail(e, debug="--debug" in arguments)
+    except Exception as e:  # noqa: BLE001 - the last door: a fault of ours is told as one, with 1
+        from edgebuild.pipeline.errors import InternalError
+
+        action = "run again with --debug and report the traceback"
+        return _fail(InternalError("edgebuild failed", cause=f"{type(e).__name__}: {e}", action=action), debug="--debug" in arguments)
 
 
-def _fail(failure: Any, *, debug: bool) -> int:
+def _fail(failure: Failure, *, debug: bool) -> int:
     from edgebuild.pipeline import console
     from edgebuild.pipeline.errors import exit_code
 
     if debug:
-        raise failure
-    from rich.console import Console
-
-    console.show_failure(failure, Console(stderr=True, highlight=False))
+        traceback.print_exc()
+    console.show_failure(failure, console.screen(sys.stderr))
     return exit_code(failure)

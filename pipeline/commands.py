@@ -118,12 +118,12 @@ def inspect(model: Path, *, as_json: bool) -> int:
     if as_json:
         click.echo(json.dumps(asdict(summary), indent=1))
         return 0
-    screen = console.stdout()
+    out = console.stdout()
     ends = [("input", t) for t in summary.inputs] + [("output", t) for t in summary.outputs]
-    screen.print(f"{model}: {summary.format}, {summary.parameters:,} parameters, {summary.macs:,} MACs")
-    screen.print(console.table("", ("", "name", "type", "shape"), ((way, t.name, t.dtype, list(t.shape)) for way, t in ends)))
+    out.print(f"{model}: {summary.format}, {summary.parameters:,} parameters, {summary.macs:,} MACs")
+    out.print(console.table("", ("", "name", "type", "shape"), ((way, t.name, t.dtype, list(t.shape)) for way, t in ends)))
     rows = ((n.index, n.name, n.kind, list(n.shape), f"{n.parameters:,}", f"{n.macs:,}") for n in summary.nodes)
-    screen.print(console.table("", ("#", "name", "kind", "output", "#parameters", "#MACs"), rows))
+    out.print(console.table("", ("#", "name", "kind", "output", "#parameters", "#MACs"), rows))
     return 0
 
 

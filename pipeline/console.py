@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Final, TextIO
 
 from rich.console import Console
 from rich.markup import escape
@@ -13,18 +14,24 @@ from rich.table import Table
 
 from edgebuild.calibration.errors import Failure
 from edgebuild.device_tests.latency import Latency
+from edgebuild.device_tests.profile import ModelProfile
+from edgebuild.pipeline.doctor import Finding
 from edgebuild.pipeline.engine import Event
 from edgebuild.pipeline.report import FailureReport, GateResult, Report, TargetReport
-from edgebuild.targets.evidence import Figure
+from edgebuild.targets.evidence import Evidence, Figure
+from edgebuild.targets.profile import Profile
 
-_VERDICT_STYLES = {"pass": "green", "fail": "bold red", "inconclusive": "yellow"}
+_PIPE_WIDTH: Final = 160
+_MARKS: Final[dict[Evidence, str]] = {"measured": "", "simulated": " s", "predicted": " p", "unavailable": ""}
+_LEGEND: Final = "measured, but p: predicted, s: simulated, -: unavailable"
+_VERDICT_STYLES: Final = {"pass": "green", "fail": "bold red", "inconclusive": "yellow"}
 
 
 class Narrator:
     """Tells a build as it goes: a live line on a terminal, plain lines elsewhere, nothing when quiet."""
 
     def __init__(self, *, quiet: bool = False, debug: bool = False) -> None:
-        self.console = Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
+        self.console = screen(sys.stderr, quiet=quiet)
         self._debug = debug
         self._status = self.console.status("")
         self._running: dict[str, str] = {}
@@ -85,6 +92,7 @@ def show_report(report: Report, console: Console) -> None:
     """Print a build's table, gates that did not pass, and failures."""
     if report.targets:
         console.print(_targets_table(report))
+        console.print(f"[dim]{_LEGEND}[/]")
     for name, target in report.targets.items():
         for gate in target.gates:
             if gate.verdict != "pass":
@@ -110,42 +118,69 @@ def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[object]]) 
     return made
 
 
+def screen(file: TextIO, *, quiet: bool = False) -> Console:
+    """A console that honours NO_COLOR; what is no terminal is wide enough for every table."""
+    return Console(file=file, quiet=quiet, highlight=False, width=None if file.isatty() else _PIPE_WIDTH)
+
+
 def stdout() -> Console:
     """For what was asked for."""
-    return Console(file=sys.stdout, highlight=False)
+    return screen(sys.stdout)
+
+
+def show_profile(name: str, profile: ModelProfile) -> None:
+    """Print a latency and how it was obtained."""
+    latency, out = profile.latency, stdout()
+    out.print(f"{name}: {profile.size_bytes:,} B, {profile.operators} operators")
+    out.print(
+        f"{latency.median_us / 1e3:.3f} ms, {latency.low_us / 1e3:.3f} to {latency.high_us / 1e3:.3f} ms "
+        f"at {latency.confidence:.1%} confidence (spread {latency.spread:.1%})"
+    )
+    out.print(f"{latency.runs} runs in {latency.processes} processes, {latency.threads} thread, {latency.runtime}")
+    out.print(f"on {latency.device}; first inference {latency.first_us / 1e3:.3f} ms", soft_wrap=True)
+    for note in latency.notes:
+        out.print(f"[yellow]{escape(note)}[/]", soft_wrap=True)
+
+
+def show_profile_file(profile: Profile) -> None:
+    """Print a target's or board's numbers, each with its source."""
+    out = stdout()
+    out.print(f"{profile.name} ({profile.target}): {profile.summary}", soft_wrap=True)
+    out.print(table("", ("number", "#value", "source"), ((k, f"{n.value:,}", n.source) for k, n in profile.numbers.items())))
+
+
+def show_findings(findings: Iterable[Finding]) -> None:
+    """Print what was found, and a fix a line for what is missing."""
+    out = stdout()
+    marks = {"ok": "[green]ok[/]", "missing": "[bold red]missing[/]", "optional": "[yellow]optional[/]"}
+    for finding in findings:
+        out.print(f"{marks[finding.status]:<8} {finding.name}: {escape(finding.detail)}", soft_wrap=True)
+        if finding.fix:
+            out.print(f"         fix: {escape(finding.fix)}", soft_wrap=True)
 
 
 def _targets_table(report: Report) -> Table:
-    metric = next(iter(report.targets.values())).metric
-    names = ("target", "precision", "#size", "#gzip", f"#{metric.name}", "#drop", "#mapped", "#arena", "#latency", "gates")
+    metric = next(iter(report.targets.values())).metric.name
+    names = ("target", "precision", "#size B", "#gzip B", f"#{metric}", "#drop", "#mapped", "#arena B", "#latency ms", "#gates")
     return table("", names, (_row(name, target) for name, target in report.targets.items()))
 
 
 def _row(name: str, target: TargetReport) -> tuple[object, ...]:
     metric, placement = target.metric, target.placement
+    passed = sum(gate.verdict == "pass" for gate in target.gates)
     return (
         name,
         target.precision,
-        _bytes(target.size_bytes),
-        _bytes(target.gzip_bytes),
+        _count(target.size_bytes),
+        _count(target.gzip_bytes),
         "-" if metric.target is None else f"{metric.target:.4f}",
         "-" if metric.drop is None else f"{metric.drop:+.4f}",
-        f"{placement.mapped}/{placement.operators} {placement.evidence}",
-        _bytes(target.memory.arena_bytes),
-        _latency(target),
-        _gates(target),
+        f"{placement.mapped}/{placement.operators}{_MARKS[placement.evidence]}",
+        _count(target.memory.arena_bytes),
+        f"{target.latency.median_us / 1e3:.3f}" if isinstance(target.latency, Latency) else "-",
+        f"{passed}/{len(target.gates)}",
     )
 
 
-def _bytes(figure: Figure) -> str:
-    return "-" if figure.value is None else f"{figure.value:,} B"
-
-
-def _latency(target: TargetReport) -> str:
-    latency = target.latency
-    return f"{latency.median_us / 1e3:.3f} ms" if isinstance(latency, Latency) else "-"
-
-
-def _gates(target: TargetReport) -> str:
-    passed = sum(gate.verdict == "pass" for gate in target.gates)
-    return f"{passed}/{len(target.gates)} pass"
+def _count(figure: Figure) -> str:
+    return "-" if figure.value is None else f"{figure.value:,}{_MARKS[figure.evidence]}"

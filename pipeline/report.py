@@ -14,6 +14,7 @@ from edgebuild.targets.placement import Placement
 from edgebuild.targets.target import IoType, Memory, Precision
 
 SCHEMA: Final = "edgebuild-report/1"
+Real: TypeAlias = float  # A record below has a field of that name.
 Verdict: TypeAlias = Literal["pass", "fail", "inconclusive"]
 
 
@@ -35,9 +36,9 @@ class MetricFigure:
 
     name: str
     higher_is_better: bool
-    float: float | None
-    target: float | None
-    drop: float | None
+    float: Real | None
+    target: Real | None
+    drop: Real | None
     n: int
     evidence: Evidence
     note: str = ""

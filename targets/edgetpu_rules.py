@@ -19,6 +19,7 @@ SOFTMAX_MAX_ELEMENTS: Final = 16_000
 # The documentation says only "depending on input/output size"; this is where the published pairs part.
 RESIZE_MAX_OUTPUT_ELEMENTS: Final = 1_500_000
 ACTIVATION_TYPES: Final = ("int8", "uint8")
+CONSTANT_TYPES: Final = ("int8", "uint8", "int16", "int32", "int64")
 INNER_DIMENSIONS: Final = 3
 MEAN_DEPTH_STEP: Final = 4
 
@@ -54,9 +55,11 @@ def eight_bit_activations(node: Node) -> Refusal | None:
 
 def integer_constants(node: Node) -> Refusal | None:
     """Weights are 8-bit integers; biases and shapes are wider ones."""
-    floats = [t for t in node.inputs if node.is_constant(t) and "int" not in t.dtype]
+    others = [t for t in node.inputs if node.is_constant(t) and t.dtype not in CONSTANT_TYPES]
     return require(
-        not floats, "weights in floating point", "quantize to full integer; dynamic-range quantization is not enough"
+        not others,
+        f"constants of {others[0].dtype if others else ''}",
+        "quantize to full integer; dynamic-range quantization is not enough",
     )
 
 

@@ -108,7 +108,7 @@ def model_settings(model: Flatbuffer, arena: Figure, labels: Sequence[str] = ())
     )
 
 
-def test_vectors(
+def vectors_header(
     model: Flatbuffer,
     vectors: Sequence[tuple[Mapping[str, NDArray[Any]], Mapping[str, NDArray[Any]]]],
     origin: str,
@@ -118,13 +118,12 @@ def test_vectors(
     Raises:
         PlacementError: an input or output has a type C++ lacks.
     """
-    inputs = [
-        _vectors(f"kVectorInput{i}", tensor, [given[name] for given, _ in vectors])
-        for i, name, tensor in _ends(model, model.inputs, model.main.inputs)
-    ]
-    outputs = [
-        _vectors(f"kVectorOutput{i}", tensor, [expected[name] for _, expected in vectors])
-        for i, name, tensor in _ends(model, model.outputs, model.main.outputs)
+    arrays = [
+        _vectors(f"kVector{side}{i}", tensor, [vector[place][name] for vector in vectors])
+        for place, (side, ends, order) in enumerate(
+            (("Input", model.inputs, model.main.inputs), ("Output", model.outputs, model.main.outputs))
+        )
+        for i, name, tensor in _ends(model, ends, order)
     ]
     return _header(
         "TEST_VECTOR",
@@ -133,7 +132,7 @@ def test_vectors(
             _comment(f"Expected outputs come from {origin}."),
             f"inline constexpr std::size_t kVectorCount = {len(vectors)};",
         ],
-        *([*inputs, *outputs] if vectors else []),
+        *arrays,
     )
 
 
@@ -174,7 +173,7 @@ def _tensor(prefix: str, name: str, tensor: Tensor) -> list[str]:
 
 def _vectors(symbol: str, tensor: Tensor, arrays: Sequence[NDArray[Any]]) -> list[str]:
     kind = _cpp_type(tensor)
-    size = arrays[0].size
+    size = arrays[0].size if arrays else 0
     rows = [f"{{{{{_wrapped(_number(value, kind) for value in array.reshape(-1).tolist())}}}}}" for array in arrays]
     return [
         f"inline constexpr std::array<std::array<{kind}, {size}>, {len(arrays)}> {symbol} = {{{{",

@@ -67,7 +67,7 @@ def package(artifact: Artifact, out: Path) -> None:
         "model.cc": firmware.model_source(artifact.data),
         "op_resolver.h": firmware.op_resolver(artifact.flatbuffer),
         "model_settings.h": firmware.model_settings(artifact.flatbuffer, tflm.arena(artifact.data), artifact.labels),
-        "test_vector.h": firmware.test_vectors(artifact.flatbuffer, vectors, origin),
+        "test_vector.h": firmware.vectors_header(artifact.flatbuffer, vectors, origin),
     }
     (out / "model.tflite").write_bytes(artifact.data)
     for name, text in files.items():

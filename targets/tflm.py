@@ -33,12 +33,14 @@ def installed() -> bool:
     return find_spec("tflite_micro") is not None
 
 
-# Placement gates and firmware files ask for the same model within one build.
-@lru_cache(maxsize=4)
 def arena(model: bytes) -> Figure:
     """The smallest arena the model runs in, in bytes, or why it can't be told."""
-    if not installed():
-        return unavailable(MISSING)
+    return _measured_arena(model) if installed() else unavailable(MISSING)
+
+
+# The memory gate and the firmware files ask for the same model within one build.
+@lru_cache(maxsize=4)
+def _measured_arena(model: bytes) -> Figure:
     answer, why = _child("edgebuild.targets.tflm_arena", model=model)
     if why:
         return unavailable(why)
@@ -51,13 +53,18 @@ def golden(artifact: Artifact) -> tuple[Vectors, str]:
     TFLM is not bit-equal to tflite-runtime, so a board can match its own runtime's outputs only. Where TFLM can't run
     here the vectors keep the outputs of tflite-runtime.
     """
-    kept = artifact.vectors, "tflite-runtime: TFLite Micro may differ by a few units in the last place"
     if not artifact.vectors or not installed():
-        return kept
+        return artifact.vectors, _origin("tflite-micro is not installed" if artifact.vectors else "there are none")
     with tempfile.TemporaryDirectory() as folder:
         _write_inputs(artifact, Path(folder))
         _, why = _child("edgebuild.targets.tflm_vectors", folder)
-        return kept if why else (_read_outputs(artifact, Path(folder)), "TFLite Micro on the host")
+        if why:
+            return artifact.vectors, _origin(why)
+        return _read_outputs(artifact, Path(folder)), "TFLite Micro on the host"
+
+
+def _origin(why: str) -> str:
+    return f"tflite-runtime, from which TFLite Micro may differ by some steps of the scale ({why})"
 
 
 def _write_inputs(artifact: Artifact, folder: Path) -> None:

@@ -1,0 +1,36 @@
+# With only Python and make: `make demo` builds a real model for four targets, `make test` runs the tests.
+
+PYTHON ?= $(shell for p in python3.11 python3.10 python3; do command -v $$p && break; done)
+VENV := .venv
+BIN := $(VENV)/bin
+PACKAGES := calibration device_tests export pipeline targets
+READY := $(VENV)/.ready
+
+.PHONY: demo test check lint types clean
+
+demo: $(READY)
+	$(BIN)/edgebuild demo
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+check: lint types
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# mypy follows no editable install's finder: a link shows it the folders as the package they install as.
+types: $(READY)
+	MYPYPATH=$(VENV)/types $(BIN)/mypy $(PACKAGES:%=-p edgebuild.%) tests benchmarks
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 10, 12) <= sys.version_info[:3] < (3, 12) else "edgebuild needs Python 3.10.12 up to 3.11 (tflite-runtime has no later wheel), this is " + sys.version.split()[0] + "; set PYTHON=")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,mcu]'
+	$(BIN)/python -m compileall -q $(PACKAGES)
+	mkdir -p $(VENV)/types && ln -sfn ../.. $(VENV)/types/edgebuild
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build edgebuild-demo

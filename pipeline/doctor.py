@@ -1,0 +1,119 @@
+"""What works on this machine, found out by trying, and the exact fix for what does not. TensorFlow is not imported."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Final, Literal, TypeAlias
+
+from edgebuild.pipeline.errors import OK
+from edgebuild.pipeline.store import CACHE_VARIABLE, default_root
+
+Status: TypeAlias = Literal["ok", "missing", "optional"]
+_MISSING_TOOL: Final = 9
+_REINSTALL: Final = "pip install -c constraints.txt edgebuild"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One thing looked at; `optional` is missing, but only what `detail` names needs it."""
+
+    name: str
+    status: Status
+    detail: str
+    fix: str = ""
+
+
+def examine() -> tuple[Finding, ...]:
+    """Look at everything, whatever is missing."""
+    return (_python(), *_packages(), _runtime(), _store(), *(look() for look in _OPTIONAL))
+
+
+def exit_code(findings: Sequence[Finding]) -> int:
+    """9 where something required is missing."""
+    return _MISSING_TOOL if any(finding.status == "missing" for finding in findings) else OK
+
+
+def _python() -> Finding:
+    version = platform.python_version()
+    fits = (3, 10, 12) <= sys.version_info[:3] < (3, 12)
+    return Finding(
+        name="Python",
+        status="ok" if fits else "missing",
+        detail=version if fits else f"{version}; tflite-runtime 2.14.0 has wheels for 3.10.12 up to 3.11 alone",
+        fix="" if fits else "create the environment with Python 3.11",
+    )
+
+
+def _packages() -> list[Finding]:
+    """Installed versions against what edgebuild itself asks for."""
+    from packaging.requirements import Requirement
+
+    requirements = [Requirement(text) for text in metadata.requires("edgebuild") or ()]
+    return [_package(r.name, str(r.specifier)) for r in requirements if r.marker is None or r.marker.evaluate({"extra": ""})]
+
+
+def _package(name: str, wanted: str) -> Finding:
+    from packaging.specifiers import SpecifierSet
+
+    try:
+        version = metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return Finding(name=name, status="missing", detail="not installed", fix=_REINSTALL)
+    if SpecifierSet(wanted).contains(version, prereleases=True):
+        return Finding(name=name, status="ok", detail=version)
+    return Finding(name=name, status="missing", detail=f"{version}, but {wanted} is needed", fix=_REINSTALL)
+
+
+def _runtime() -> Finding:
+    """Import the runtime in a process of its own: a broken wheel can take the process down."""
+    code = "from tflite_runtime.interpreter import Interpreter"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    if ended.returncode == 0:
+        return Finding(name="tflite-runtime loads", status="ok", detail="artifacts can be verified")
+    last = (ended.stderr.strip().splitlines() or [f"exit status {ended.returncode}"])[-1]
+    return Finding(name="tflite-runtime loads", status="missing", detail=last, fix=_REINSTALL)
+
+
+def _store() -> Finding:
+    root = default_root()
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=root):
+            free_gib = shutil.disk_usage(root).free / 2**30
+    except OSError as e:
+        return Finding(name="store", status="missing", detail=str(e), fix=f"set {CACHE_VARIABLE} to a writable folder")
+    return Finding(name="store", status="ok", detail=f"{root}, {free_gib:.1f} GiB free")
+
+
+def _microcontroller() -> Finding:
+    return _optional_package("tflite-micro", "the mcu target's arena", "pip install -c constraints.txt 'edgebuild[mcu]'")
+
+
+def _edgetpu_compiler() -> Finding:
+    named = os.environ.get("EDGETPU_COMPILER") or shutil.which("edgetpu_compiler")
+    if named:
+        return Finding(name="edgetpu_compiler", status="ok", detail=f"{named}; this version predicts placement without it")
+    return Finding(
+        name="edgetpu_compiler",
+        status="optional",
+        detail="not on PATH; Edge TPU placement is predicted",
+        fix="install Coral's Debian package edgetpu-compiler (https://coral.ai/docs/edgetpu/compiler)",
+    )
+
+
+def _optional_package(name: str, purpose: str, fix: str) -> Finding:
+    try:
+        return Finding(name=name, status="ok", detail=metadata.version(name))
+    except metadata.PackageNotFoundError:
+        return Finding(name=name, status="optional", detail=f"not installed; needed for {purpose}", fix=fix)
+
+
+_OPTIONAL: Final[tuple[Callable[[], Finding], ...]] = (_microcontroller, _edgetpu_compiler)

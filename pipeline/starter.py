@@ -1,0 +1,92 @@
+"""The text of a first `edgebuild.yaml` for a model: every setting a comment away."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Final
+
+from edgebuild.pipeline.inspection import End, Summary
+
+_TEMPLATE: Final = """\
+# What `edgebuild` builds in this folder. Every key: `edgebuild schema`.
+# Relative paths start here.
+
+model: {model}  # {format}, {parameters:,} parameters, {macs:,} multiply-accumulates
+{inputs}
+
+data:
+{calibration}
+{evaluation}
+
+metric: {metric}  # top1 top5 auc mse mae, or package.module:function(outputs, labels)
+
+targets:
+  cpu: {{}}  # int8; or {{precision: float32}}, float16, dynamic, int16x8
+  gpu: {{}}  # float16
+  edgetpu: {{}}  # int8; io: uint8 where the camera gives bytes
+  mcu:  # int8
+    board: cortex-m4
+    # max_arena_kib: 64
+    # max_flash_kib: 256
+
+gates:
+  max_metric_drop: {max_drop}  # how much worse than the float model an artifact may be, absolute
+  # min_metric: 0.90
+  # max_size_kib: 512
+"""
+
+
+def config_text(summary: Summary, model: Path, folder: Path, *, calibration: str | None, evaluation: str | None) -> str:
+    """The configuration for a model, to lie in `folder`; data that is not given stands there as a comment or a guess."""
+    metric = _metric(summary)
+    return _TEMPLATE.format(
+        model=_relative(str(model), folder),
+        format=summary.format,
+        parameters=summary.parameters,
+        macs=summary.macs,
+        inputs="\n".join(f"#   {way} {_end(end)}" for way, end in _ends(summary)),
+        calibration=_data("calibration", calibration, folder, f"a few hundred typical inputs: {_arrays(summary)}"),
+        evaluation=_data("evaluation", evaluation, folder, f"the same and `labels`, {_labels(metric)}"),
+        metric=metric,
+        max_drop=0.01 if metric == "top1" else 1.0,
+    )
+
+
+def _ends(summary: Summary) -> list[tuple[str, End]]:
+    return [("takes", end) for end in summary.inputs] + [("gives", end) for end in summary.outputs]
+
+
+def _end(end: End) -> str:
+    return f"{end.name}: {end.dtype} {_shape(end.shape)}"
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return f"[{', '.join('N' if size == -1 else str(size) for size in shape)}]"
+
+
+def _arrays(summary: Summary) -> str:
+    return ", ".join(f"`{end.name}` {_shape(end.shape)}" for end in summary.inputs)
+
+
+def _data(role: str, given: str | None, folder: Path, what: str) -> str:
+    source = _relative(given, folder) if given else f"{role}.npz"
+    return f"  {role}: {source}  # {what}"
+
+
+def _relative(path: str, folder: Path) -> str:
+    """The path as the configuration's folder sees it, quoted where YAML needs it; a function's reference stays."""
+    shown = os.path.relpath(path, folder) if Path(path).exists() else path
+    return shown if shown.replace("/", "").replace(".", "").replace("_", "").replace("-", "").isalnum() else json.dumps(shown)
+
+
+def _metric(summary: Summary) -> str:
+    """Classes are scored by top1, anything else by its mean squared error."""
+    first = summary.outputs[0].shape
+    same = summary.inputs[0].shape == first
+    return "top1" if len(first) == 2 and first[1] > 1 and not same else "mse"
+
+
+def _labels(metric: str) -> str:
+    return "class indices [N]" if metric == "top1" else "the wanted outputs"

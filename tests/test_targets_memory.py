@@ -1,0 +1,137 @@
+"""Memory figures: what TFLM's interpreter needs on the host, and honest silence where nothing can be told."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgebuild.export.flatbuffer import read
+from edgebuild.targets import tflm, tflm_arena
+from edgebuild.targets.registry import target
+from edgebuild.targets.target import Artifact
+
+FIXTURES = Path(__file__).parents[2] / "shared" / "fixtures"
+needs_tflm = pytest.mark.skipif(find_spec("tflite_micro") is None, reason="the optional wheel tflite-micro is not here")
+
+
+def artifact(name: str) -> Artifact:
+    path = FIXTURES / name
+    if not path.exists():
+        pytest.skip(f"the shared model {name} is not here")
+    data = path.read_bytes()
+    return Artifact(data=data, flatbuffer=read(data), vectors=())
+
+
+@needs_tflm
+@pytest.mark.parametrize(
+    ("name", "arena_bytes"),
+    [
+        ("kws/ref_int8.tflite", 24_272),
+        ("resnet8_cifar10/pretrainedResnet_quant.tflite", 55_984),
+        ("ad01_toycar/ad01_int8.tflite", 4_640),
+    ],
+)
+def test_arena_is_the_smallest_that_tflm_runs_in(name: str, arena_bytes: int) -> None:
+    figure = target("mcu").memory(artifact(name)).arena_bytes
+    assert (figure.value, figure.evidence) == (arena_bytes, "simulated")
+    assert "64-bit" in figure.note
+
+
+@needs_tflm
+@pytest.mark.parametrize(
+    ("name", "cause"),
+    [
+        ("kws/ref_dynrange.tflite", "Hybrid models are not supported"),
+        ("coral/mobilenet_v1_0.25_128_quant_edgetpu.tflite", "op code CUSTOM"),
+    ],
+)
+def test_arena_of_a_model_tflm_refuses_is_unavailable_with_its_own_words(name: str, cause: str) -> None:
+    figure = target("mcu").memory(artifact(name)).arena_bytes
+    assert figure.evidence == "unavailable"
+    assert cause in figure.note
+
+
+@needs_tflm
+@pytest.mark.parametrize("path", sorted(FIXTURES.rglob("*.tflite")), ids=lambda path: path.stem)
+def test_placement_promises_a_model_to_the_mcu_exactly_where_tflm_runs_it(path: Path) -> None:
+    model = artifact(str(path.relative_to(FIXTURES)))
+    promised = not target("mcu").place(model.flatbuffer).unmapped
+    assert promised == (target("mcu").memory(model).arena_bytes.value is not None)
+
+
+@needs_tflm
+def test_garbage_costs_a_child_process_and_not_this_one() -> None:
+    assert tflm.arena(b"TFL3" * 64).evidence == "unavailable"
+
+
+def test_missing_wheel_is_unavailable_with_the_fix(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tflm, "installed", lambda: False)
+    figure = tflm.arena(b"a model seen nowhere else")
+    assert figure.value is None
+    assert "pip install 'edgebuild[mcu]'" in figure.note
+
+
+def test_crash_of_the_child_names_the_signal() -> None:
+    assert "SIGSEGV" in tflm._cause(-11, "Failed to allocate tail memory\n")  # noqa: SLF001
+
+
+@pytest.mark.parametrize("needed", [1, 2048, 2049, 4096, 24_265, 55_984, 1_000_001])
+def test_bisection_finds_the_smallest_multiple_of_sixteen(needed: int) -> None:
+    found = tflm_arena.smallest(lambda size: size >= needed)
+    assert found >= needed
+    assert found % tflm_arena.STEP_BYTES == 0
+    assert found == tflm_arena.FLOOR_BYTES or found - tflm_arena.STEP_BYTES < needed
+
+
+def test_bisection_never_tries_less_than_the_floor() -> None:
+    tried: list[int] = []
+    tflm_arena.smallest(lambda size: tried.append(size) is None and size >= 5000)
+    assert min(tried) == tflm_arena.FLOOR_BYTES
+
+
+def test_flash_is_the_model_and_says_what_it_leaves_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tflm, "arena", lambda _: tflm.unavailable("not asked for"))
+    model = artifact("kws/ref_int8.tflite")
+    flash = target("mcu").memory(model).flash_bytes
+    assert (flash.value, flash.evidence) == (len(model.data), "predicted")
+    assert "code" in flash.note
+
+
+@pytest.mark.parametrize("name", ["cpu", "gpu", "edgetpu"])
+def test_other_targets_invent_no_figure(name: str) -> None:
+    memory = target(name).memory(artifact("kws/ref_int8.tflite"))
+    assert memory.arena_bytes.value is None
+    assert memory.arena_bytes.note
+    assert memory.flash_bytes.note == "not a flash-resident target"
+
+
+@needs_tflm
+def test_golden_outputs_come_from_tflm_in_the_interpreters_order() -> None:
+    from tflite_micro import runtime
+
+    bare = artifact("resnet8_cifar10/pretrainedResnet_quant.tflite")
+    image = np.random.default_rng(0).integers(-128, 128, (1, 32, 32, 3)).astype(np.int8)
+    given = dict.fromkeys(bare.flatbuffer.inputs, image)
+    wrong = {name: np.zeros(made.shape, np.int8) for name, made in bare.flatbuffer.outputs.items()}
+    vectors, origin = tflm.golden(
+        Artifact(data=bare.data, flatbuffer=bare.flatbuffer, vectors=((given, wrong), (given, wrong)))
+    )
+    interpreter = runtime.Interpreter.from_bytes(bare.data, arena_size=2**20)
+    interpreter.set_input(image, 0)
+    interpreter.invoke()
+    expected = interpreter.get_output(0)
+    assert expected.any()
+    assert all((output == expected).all() for _, outputs in vectors for output in outputs.values())
+    assert "TFLite Micro" in origin
+
+
+def test_golden_keeps_the_given_outputs_without_the_wheel_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tflm, "installed", lambda: False)
+    bare = artifact("kws/ref_int8.tflite")
+    vectors = (({"x": np.zeros(1)}, {"y": np.ones(1)}),)
+    kept, origin = tflm.golden(Artifact(data=bare.data, flatbuffer=bare.flatbuffer, vectors=vectors))
+    assert kept is vectors
+    assert origin.startswith("tflite-runtime")
