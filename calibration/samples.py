@@ -26,7 +26,7 @@ def load(path: Path) -> Arrays:
         DataError: the path is neither, or can't be read.
     """
     if path.is_dir():
-        arrays = {file.stem: _read_npy(file) for file in sorted(path.glob("*.npy"))}
+        arrays: dict[str, NDArray[Any] | None] = {file.stem: _read_npy(file) for file in sorted(path.glob("*.npy"))}
     elif path.suffix == ".npz":
         arrays = _read_npz(path)
     else:
@@ -98,7 +98,9 @@ def _function(reference: str) -> Callable[[], Any]:
         found = getattr(importlib.import_module(module_name), name)
     except (ImportError, AttributeError) as e:
         raise DataError(
-            f"there is no function {reference}", cause=str(e), action="the module must lie beside edgebuild.yaml or be installed"
+            f"there is no function {reference}",
+            cause=str(e),
+            action="the module must lie beside edgebuild.yaml or be installed",
         ) from e
     if not callable(found):
         raise DataError(f"{reference} is not a function", action="name a function without parameters")
@@ -109,8 +111,10 @@ def _call(function: Callable[[], Any], reference: str) -> Mapping[str, Any] | It
     try:
         given = function()
         return given if isinstance(given, Mapping) else list(given)
-    except Exception as e:  # noqa: BLE001 - the user's own code may raise anything; its name and place are kept
-        raise DataError(f"{reference} failed", cause=f"{type(e).__name__}: {e}", action="run it by itself to see") from e
+    except Exception as e:
+        raise DataError(
+            f"{reference} failed", cause=f"{type(e).__name__}: {e}", action="run it by itself to see"
+        ) from e
 
 
 def _joined(reference: str, name: str, parts: list[Any]) -> NDArray[Any]:

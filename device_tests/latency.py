@@ -62,7 +62,7 @@ class Latency:
     evidence: Literal["measured"] = "measured"
 
 
-def measure(  # noqa: PLR0913 - keyword-only settings of one measurement, each with its default
+def measure(
     model: Path,
     transport: Transport,
     *,

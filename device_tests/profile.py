@@ -21,7 +21,7 @@ class ModelProfile:
     latency: Latency
 
 
-def profile_model(  # noqa: PLR0913 - `measure`'s settings, passed on
+def profile_model(
     model: Path,
     transport: Transport,
     *,

@@ -19,7 +19,7 @@ class Agreement:
     max_abs: the largest |reference - candidate|, in the output's own unit.
     cosine: cosine similarity of all values, 1 for the same direction.
     relative_rmse: root mean square error over the reference's standard deviation, so that a large constant offset
-        in the outputs does not hide an error. 0 is exact, about 1 is no better than the mean, unrelated values lie above.
+        in the outputs does not hide an error. 0 is exact, about 1 is no better than the mean, more is unrelated.
     top1: share of samples whose largest class agrees; None where no output is `[N, classes]`.
     n: samples compared.
     """
@@ -52,7 +52,9 @@ def compare(reference: Mapping[str, NDArray[Any]], candidate: Mapping[str, NDArr
 
 def _compare(name: str, reference: NDArray[Any], candidate: NDArray[Any]) -> Agreement:
     if reference.shape != candidate.shape:
-        raise ModelError(f"output '{name}' has shape {list(candidate.shape)}, the float model's {list(reference.shape)}")
+        raise ModelError(
+            f"output '{name}' has shape {list(candidate.shape)}, the float model's {list(reference.shape)}"
+        )
     wanted, got = reference.astype(np.float64), candidate.astype(np.float64)
     if not np.isfinite(got).all():
         raise ModelError(

@@ -19,7 +19,7 @@ from edgebuild.export.errors import ModelError
 os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")  # Spares the import of Keras 3 inside TensorFlow's.
 
 if TYPE_CHECKING:
-    from edgebuild.targets.target import IoType, Precision
+    from edgebuild.export.formats import IoType, Precision
 
 SIGNATURE = "serving_default"
 
@@ -60,14 +60,14 @@ def to_float(saved_model: Path, precision: Precision) -> bytes:
         converter.target_spec.supported_types = [_tf().float16]
     elif precision == "dynamic":
         converter.optimizations = _default_optimizations()
-        converter._experimental_disable_per_channel_quantization_for_dense_layers = True
+        converter._experimental_disable_per_channel_quantization_for_dense_layers = True  # noqa: SLF001 - no public way
     return _convert(converter, precision)
 
 
 def calibrate(saved_model: Path, samples: Mapping[str, NDArray[Any]]) -> bytes:
     """A float flatbuffer whose activations carry the ranges seen over `samples`, ready to `quantize` many times."""
     converter = _converter(saved_model, samples)
-    converter._experimental_calibrate_only = True
+    converter._experimental_calibrate_only = True  # noqa: SLF001 - no public way
     return _convert(converter, "calibration")
 
 

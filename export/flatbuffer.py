@@ -70,14 +70,14 @@ class Tensor:
             return self.data.view(np.dtype(_NUMPY_NAMES.get(self.dtype, self.dtype))).reshape(self.shape)
         except (ValueError, TypeError) as e:
             raise ModelError(
-                f"tensor {self.index} ({self.name}) holds {self.data.size} bytes, not a {self.dtype} {list(self.shape)}",
+                f"tensor {self.index} ({self.name}) holds {self.data.size} bytes, no {self.dtype} {list(self.shape)}",
                 cause="the file is damaged, or packs this type in a way edgebuild does not read",
             ) from e
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Operator:
-    """One operator: `kind` is the schema's name (CONV_2D), or the custom operator's own; inputs hold -1 where absent."""
+    """One operator: `kind` is the schema's name (CONV_2D), or the custom operator's own; absent inputs are -1."""
 
     index: int
     kind: str
@@ -142,7 +142,16 @@ def read(data: bytes) -> Flatbuffer:
     try:
         model = schema.ModelT.InitFromPackedBuf(data, 0)
         return _Reader(schema, model).flatbuffer(len(data))
-    except (struct.error, IndexError, TypeError, ValueError, AttributeError, UnicodeDecodeError, MemoryError) as e:
+    except (
+        struct.error,
+        IndexError,
+        KeyError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        UnicodeDecodeError,
+        MemoryError,
+    ) as e:
         raise ModelError(
             "the TFLite flatbuffer is damaged", cause=f"{type(e).__name__}: {e}", action="convert or download it again"
         ) from e

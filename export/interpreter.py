@@ -64,7 +64,8 @@ def encode(values: NDArray[Any], tensor: Tensor) -> NDArray[Any]:
         return values.astype(tensor.dtype)
     scale, zero_point = _per_tensor(tensor.quantization)
     limits = np.iinfo(tensor.dtype)
-    return np.clip(np.round(values / scale) + zero_point, limits.min, limits.max).astype(tensor.dtype)
+    rounded: NDArray[Any] = np.clip(np.round(values / scale) + zero_point, limits.min, limits.max)
+    return rounded.astype(tensor.dtype)
 
 
 def decode(values: NDArray[Any], tensor: Tensor) -> NDArray[np.float32]:

@@ -14,7 +14,7 @@ from edgebuild.pipeline.config import LOWER_IS_BETTER, Metric, Project, TargetSe
 from edgebuild.pipeline.engine import Outcome
 from edgebuild.pipeline.errors import OK, exit_code
 from edgebuild.pipeline.ingest import float_model
-from edgebuild.pipeline.plan import Export, Plan
+from edgebuild.pipeline.plan import Export, Plan, Role
 from edgebuild.pipeline.report import (
     SCHEMA,
     FailureReport,
@@ -34,9 +34,7 @@ from edgebuild.targets.target import Memory
 _FIGURES = ("size_bytes", "gzip_bytes", "operators", "parameters", "sparsity", "unique_weights")
 
 
-def report(
-    project: Project, plan: Plan, outcome: Outcome, latencies: Mapping[str, Latency | NoLatency]
-) -> Report:
+def report(project: Project, plan: Plan, outcome: Outcome, latencies: Mapping[str, Latency | NoLatency]) -> Report:
     """The report of a build: a `TargetReport` or a `FailureReport` for each target."""
     failures = {name: f for name, export in plan.exports.items() if (f := _failure(outcome, export)) is not None}
     targets = {
@@ -58,9 +56,7 @@ def report(
 
 def failure_report(failure: Failure) -> FailureReport:
     """A failure as a record."""
-    return FailureReport(
-        what=failure.what, cause=failure.cause, action=failure.action, exit_code=exit_code(failure)
-    )
+    return FailureReport(what=failure.what, cause=failure.cause, action=failure.action, exit_code=exit_code(failure))
 
 
 def _failure(outcome: Outcome, export: Export) -> FailureReport | None:
@@ -84,7 +80,7 @@ def _model(project: Project, plan: Plan, outcome: Outcome) -> ModelReport | None
 
 
 def _target(
-    project: Project, name: str, export: Export, data: str, outcome: Outcome, latency: Latency | NoLatency
+    project: Project, name: str, export: Export, data: Role, outcome: Outcome, latency: Latency | NoLatency
 ) -> TargetReport:
     packaged = outcome.results[export.packaged]
     raw = _read(packaged / "figures.json")

@@ -42,11 +42,19 @@ def cli(ctx: click.Context, *, debug: bool) -> None:
 
 
 @cli.command()
-@click.option("-t", "--target", "targets", multiple=True, metavar="NAME", help="Build this target; repeatable. [default: all]")
-@click.option("-c", "--config", "config_path", type=click.Path(path_type=Path), default="edgebuild.yaml", show_default=True)
-@click.option("-o", "--out", type=click.Path(path_type=Path), default="build", show_default=True, help="Where results go.")
+@click.option(
+    "-t", "--target", "targets", multiple=True, metavar="NAME", help="Build this target; repeatable. [default: all]"
+)
+@click.option(
+    "-c", "--config", "config_path", type=click.Path(path_type=Path), default="edgebuild.yaml", show_default=True
+)
+@click.option(
+    "-o", "--out", type=click.Path(path_type=Path), default="build", show_default=True, help="Where results go."
+)
 @click.option("--set", "overrides", multiple=True, metavar="KEY.PATH=VALUE", help="Override a setting; repeatable.")
-@click.option("--until", metavar="STAGE", help="Stop after ingest, samples, reference, calibrate, convert, verify or package.")
+@click.option(
+    "--until", metavar="STAGE", help="Stop after ingest, samples, reference, calibrate, convert, verify or package."
+)
 @click.option("--dry-run", is_flag=True, help="Show the plan and what the store holds; run nothing.")
 @click.option("--no-cache", is_flag=True, help="Use nothing from the store and leave nothing there.")
 @click.option("-j", "--jobs", type=click.IntRange(min=1), help="Tasks side by side. [default: cores]")
@@ -54,7 +62,7 @@ def cli(ctx: click.Context, *, debug: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="The report on stdout, all else on stderr.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress; failures only.")
 @click.pass_obj
-def build(debug: bool, **options: Any) -> int:  # noqa: FBT001 - click passes its object by position
+def build(debug: bool, /, **options: Any) -> int:  # noqa: FBT001 - click passes its object by position
     """Build verified artifacts from edgebuild.yaml."""
     from edgebuild.pipeline import commands
 
@@ -63,7 +71,9 @@ def build(debug: bool, **options: Any) -> int:  # noqa: FBT001 - click passes it
 
 @cli.command()
 @click.argument("model", type=click.Path(path_type=Path))
-@click.option("--calibration", metavar="DATA", help="Representative samples: .npz, folder of .npy, or package.module:function.")
+@click.option(
+    "--calibration", metavar="DATA", help="Representative samples: .npz, folder of .npy, or package.module:function."
+)
 @click.option("--evaluation", metavar="DATA", help="Labelled samples, likewise.")
 @click.option("-o", "--out", type=click.Path(path_type=Path), default="edgebuild.yaml", show_default=True)
 @click.option("--force", is_flag=True, help="Replace a file that is there.")
@@ -78,7 +88,7 @@ def init(model: Path, **options: Any) -> int:
 @click.argument("folder", type=click.Path(path_type=Path), default="edgebuild-demo")
 @click.option("-j", "--jobs", type=click.IntRange(min=1))
 @click.pass_obj
-def demo(debug: bool, folder: Path, jobs: int | None) -> int:  # noqa: FBT001
+def demo(debug: bool, /, folder: Path, jobs: int | None) -> int:  # noqa: FBT001
     """Build a small real model for all four targets, offline, in FOLDER."""
     from edgebuild.pipeline import commands
 
@@ -98,7 +108,9 @@ def inspect(model: Path, *, as_json: bool) -> int:
 @cli.command()
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("--device", default="local", show_default=True, help="Where to run.")
-@click.option("--processes", type=click.IntRange(min=1), default=6, show_default=True, help="Fresh processes to measure in.")
+@click.option(
+    "--processes", type=click.IntRange(min=1), default=6, show_default=True, help="Fresh processes to measure in."
+)
 @click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 def profile(model: Path, **options: Any) -> int:
@@ -173,7 +185,10 @@ def run(arguments: list[str]) -> int:
         from edgebuild.pipeline.errors import InternalError
 
         action = "run again with --debug and report the traceback"
-        return _fail(InternalError("edgebuild failed", cause=f"{type(e).__name__}: {e}", action=action), debug="--debug" in arguments)
+        return _fail(
+            InternalError("edgebuild failed", cause=f"{type(e).__name__}: {e}", action=action),
+            debug="--debug" in arguments,
+        )
 
 
 def _fail(failure: Failure, *, debug: bool) -> int:

@@ -56,7 +56,7 @@ def _built(project: Project, out: Path, narrator: Narrator, *, as_json: bool = F
 
     with narrator.running():
         result = building.build(project, out, on_event=narrator.on_event, on_latency=narrator.on_latency, **options)
-    console.show_report(result.report, narrator.console)
+    console.show_report(result.report, narrator)
     narrator.say(f"{'done' if result.exit_code == 0 else 'failed'} in {narrator.elapsed()}: {out / 'report.html'}")
     if as_json:
         click.echo(reports.to_json(result.report), nl=False)
@@ -66,14 +66,20 @@ def _built(project: Project, out: Path, narrator: Narrator, *, as_json: bool = F
 def _partial(outcome: Outcome, narrator: Narrator) -> int:
     failures = list({id(failure): failure for failure in outcome.failures.values()}.values())
     for failure in failures:
-        console.show_failure(failure, narrator.console)
+        console.show_failure(failure, narrator.errors)
     narrator.say(f"stopped in {narrator.elapsed()}; results are in the store")
     return min((exit_code(failure) for failure in failures), default=0)
 
 
 def _dry_run(planned: Survey) -> int:
     rows = (
-        (task.title, task.stage, "stored" if task.key in planned.stored else "to run", task.key[:12], ", ".join(owners) or "all")
+        (
+            task.title,
+            task.stage,
+            "stored" if task.key in planned.stored else "to run",
+            task.key[:12],
+            ", ".join(owners) or "all",
+        )
         for task, owners in planned.tasks
     )
     console.stdout().print(console.table("", ("task", "stage", "state", "key", "for"), rows))
@@ -95,7 +101,9 @@ def init(model: Path, *, calibration: str | None, evaluation: str | None, out: P
         summary = inspection.inspect(model, narrator.on_event)
     text = starter.config_text(summary, model, out.absolute().parent, calibration=calibration, evaluation=evaluation)
     out.write_text(text, encoding="utf-8")
-    narrator.say(f"wrote {out}" + ("; run `edgebuild` next" if calibration or evaluation else "; now name your data in it"))
+    narrator.say(
+        f"wrote {out}" + ("; run `edgebuild` next" if calibration or evaluation else "; now name your data in it")
+    )
     return 0
 
 
@@ -121,7 +129,9 @@ def inspect(model: Path, *, as_json: bool) -> int:
     out = console.stdout()
     ends = [("input", t) for t in summary.inputs] + [("output", t) for t in summary.outputs]
     out.print(f"{model}: {summary.format}, {summary.parameters:,} parameters, {summary.macs:,} MACs")
-    out.print(console.table("", ("", "name", "type", "shape"), ((way, t.name, t.dtype, list(t.shape)) for way, t in ends)))
+    out.print(
+        console.table("", ("", "name", "type", "shape"), ((way, t.name, t.dtype, list(t.shape)) for way, t in ends))
+    )
     rows = ((n.index, n.name, n.kind, list(n.shape), f"{n.parameters:,}", f"{n.macs:,}") for n in summary.nodes)
     out.print(console.table("", ("#", "name", "kind", "output", "#parameters", "#MACs"), rows))
     return 0

@@ -18,7 +18,7 @@ Example (the tests parse it)::
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, TypeAlias
@@ -27,9 +27,9 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
+from edgebuild.export.formats import IoType, Precision
 from edgebuild.pipeline.errors import ConfigError
 from edgebuild.targets.registry import TARGETS
-from edgebuild.targets.target import IoType, Precision
 
 NAME: Final = "edgebuild.yaml"
 METRICS: Final = ("top1", "top5", "auc", "mse", "mae")
@@ -113,7 +113,9 @@ class TargetSettings(Record):
 class Gates(Record):
     """Limits for every target."""
 
-    max_metric_drop: Annotated[float, Field(ge=0)] | None = Field(default=None, description="absolute, in the metric's unit")
+    max_metric_drop: Annotated[float, Field(ge=0)] | None = Field(
+        default=None, description="absolute, in the metric's unit"
+    )
     min_metric: float | None = Field(default=None, description="a floor; a ceiling where lower is better")
     max_size_kib: Positive | None = None
 
@@ -157,6 +159,19 @@ class Config(Record):
         return self
 
 
+_RECORDS: Final[dict[str, type[BaseModel]]] = {
+    "data": Data,
+    "calibration": DataSource,
+    "evaluation": DataSource,
+    "training": DataSource,
+    "metric": Metric,
+    "targets": TargetSettings,
+    "board": Board,
+    "gates": Gates,
+    "devices": Device,
+}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Project:
     """A configuration and the folder its relative paths start from."""
@@ -189,7 +204,9 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Project:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as e:
         raise ConfigError(f"{path} can't be read", cause=" ".join(str(e).split()), action="mend the YAML") from e
     if not isinstance(raw, dict):
-        raise ConfigError(f"{path} holds no settings", action="start with `model:` and `targets:`, see `edgebuild schema`")
+        raise ConfigError(
+            f"{path} holds no settings", action="start with `model:` and `targets:`, see `edgebuild schema`"
+        )
     for override in overrides:
         _override(raw, override)
     project = Project(config=parse(raw, str(path)), folder=path.absolute().parent)
@@ -222,7 +239,9 @@ def json_schema() -> dict[str, Any]:
 def _check_target(name: str, settings: TargetSettings) -> None:
     target = TARGETS[name]
     if settings.precision and settings.precision not in target.PRECISIONS:
-        raise ValueError(f"targets.{name}.precision: {name} takes {', '.join(target.PRECISIONS)}, not {settings.precision}")
+        raise ValueError(
+            f"targets.{name}.precision: {name} takes {', '.join(target.PRECISIONS)}, not {settings.precision}"
+        )
     if settings.io and settings.io not in target.IO_TYPES:
         raise ValueError(f"targets.{name}.io: {name} takes {', '.join(target.IO_TYPES)}, not {settings.io}")
     if settings.board is not None and name != "mcu":
@@ -240,31 +259,18 @@ def _problem(error: ErrorDetails) -> str:
     return f"{key}: {message}{given}" if key else message
 
 
-def _allowed(location: Sequence[int | str]) -> Iterator[str]:
-    """The keys a record at `location` may have, found by walking the types."""
-    kind: type[BaseModel] | None = Config
+def _allowed(location: Sequence[int | str]) -> Sequence[str]:
+    """The keys a record at `location` may have; names of targets and devices are the user's own, one level of it."""
+    record: type[BaseModel] = Config
     for part in location:
-        field = kind.model_fields.get(str(part)) if kind else None
-        named = {"targets": TargetSettings, "devices": Device}
-        if field is None:
-            continue  # A key of a mapping (a target's name), or a union's branch.
-        kind = named.get(str(part)) or next((t for t in _types(field.annotation) if issubclass(t, BaseModel)), None)
-    return iter(kind.model_fields if kind else ())
+        record = _RECORDS.get(str(part), record)
+    return tuple(record.model_fields)
 
 
-def _types(annotation: Any) -> Iterator[type]:
-    inner = getattr(annotation, "__args__", ())
-    if inner:
-        for part in inner:
-            yield from _types(part)
-    elif isinstance(annotation, type):
-        yield annotation
-
-
-def _nearest(name: str, allowed: Iterator[str] | Mapping[str, Any]) -> str:
+def _nearest(name: str, allowed: Iterable[str]) -> str:
     names = list(allowed)
     close = difflib.get_close_matches(name, names, 1, 0.5)
-    return f"; did you mean {close[0]}?" if close else f"; there are {', '.join(names)}" if names else ""
+    return f"; did you mean {close[0]}?" if close else f"; there are {', '.join(names)}"
 
 
 def _override(raw: dict[str, Any], override: str) -> None:

@@ -32,6 +32,7 @@ class Narrator:
 
     def __init__(self, *, quiet: bool = False, debug: bool = False) -> None:
         self.console = screen(sys.stderr, quiet=quiet)
+        self.errors = screen(sys.stderr)
         self._debug = debug
         self._status = self.console.status("")
         self._running: dict[str, str] = {}
@@ -88,17 +89,21 @@ def show_failure(failure: Failure | FailureReport, console: Console, label: str 
             console.print(f"  [dim]{name if index == 0 else ' ' * len(name)}:[/] {escape(line)}", soft_wrap=True)
 
 
-def show_report(report: Report, console: Console) -> None:
-    """Print a build's table, gates that did not pass, and failures."""
+def show_report(report: Report, narrator: Narrator) -> None:
+    """Print a build's table; gates that did not pass and failures even when quiet."""
     if report.targets:
-        console.print(_targets_table(report))
-        console.print(f"[dim]{_LEGEND}[/]")
+        narrator.console.print(_targets_table(report))
+        narrator.console.print(f"[dim]{_LEGEND}[/]")
     for name, target in report.targets.items():
         for gate in target.gates:
             if gate.verdict != "pass":
-                console.print(f"[{_VERDICT_STYLES[gate.verdict]}]{name}: {escape(gate_line(gate))}[/]", soft_wrap=True)
+                line = f"[{_VERDICT_STYLES[gate.verdict]}]{name}: {escape(gate_line(gate))}[/]"
+                narrator.errors.print(line, soft_wrap=True)
+    by_failure: dict[FailureReport, list[str]] = {}
     for name, failure in report.failures.items():
-        show_failure(failure, console, f"{name} failed")
+        by_failure.setdefault(failure, []).append(name)
+    for failure, names in by_failure.items():
+        show_failure(failure, narrator.errors, f"{', '.join(names)} failed")
 
 
 def gate_line(gate: GateResult) -> str:
@@ -146,7 +151,9 @@ def show_profile_file(profile: Profile) -> None:
     """Print a target's or board's numbers, each with its source."""
     out = stdout()
     out.print(f"{profile.name} ({profile.target}): {profile.summary}", soft_wrap=True)
-    out.print(table("", ("number", "#value", "source"), ((k, f"{n.value:,}", n.source) for k, n in profile.numbers.items())))
+    out.print(
+        table("", ("number", "#value", "source"), ((k, f"{n.value:,}", n.source) for k, n in profile.numbers.items()))
+    )
 
 
 def show_findings(findings: Iterable[Finding]) -> None:
@@ -161,7 +168,18 @@ def show_findings(findings: Iterable[Finding]) -> None:
 
 def _targets_table(report: Report) -> Table:
     metric = next(iter(report.targets.values())).metric.name
-    names = ("target", "precision", "#size B", "#gzip B", f"#{metric}", "#drop", "#mapped", "#arena B", "#latency ms", "#gates")
+    names = (
+        "target",
+        "precision",
+        "#size B",
+        "#gzip B",
+        f"#{metric}",
+        "#drop",
+        "#mapped",
+        "#arena B",
+        "#latency ms",
+        "#gates",
+    )
     return table("", names, (_row(name, target) for name, target in report.targets.items()))
 
 

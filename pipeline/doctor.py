@@ -57,7 +57,9 @@ def _packages() -> list[Finding]:
     from packaging.requirements import Requirement
 
     requirements = [Requirement(text) for text in metadata.requires("edgebuild") or ()]
-    return [_package(r.name, str(r.specifier)) for r in requirements if r.marker is None or r.marker.evaluate({"extra": ""})]
+    return [
+        _package(r.name, str(r.specifier)) for r in requirements if r.marker is None or r.marker.evaluate({"extra": ""})
+    ]
 
 
 def _package(name: str, wanted: str) -> Finding:
@@ -94,13 +96,17 @@ def _store() -> Finding:
 
 
 def _microcontroller() -> Finding:
-    return _optional_package("tflite-micro", "the mcu target's arena", "pip install -c constraints.txt 'edgebuild[mcu]'")
+    return _optional_package(
+        "tflite-micro", "the mcu target's arena", "pip install -c constraints.txt 'edgebuild[mcu]'"
+    )
 
 
 def _edgetpu_compiler() -> Finding:
     named = os.environ.get("EDGETPU_COMPILER") or shutil.which("edgetpu_compiler")
     if named:
-        return Finding(name="edgetpu_compiler", status="ok", detail=f"{named}; this version predicts placement without it")
+        return Finding(
+            name="edgetpu_compiler", status="ok", detail=f"{named}; this version predicts placement without it"
+        )
     return Finding(
         name="edgetpu_compiler",
         status="optional",

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from multiprocessing.connection import wait
 from pathlib import Path
-from typing import Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 from edgebuild.calibration.errors import Failure
 from edgebuild.pipeline import workers
@@ -15,6 +15,9 @@ from edgebuild.pipeline.stages import STAGES
 from edgebuild.pipeline.store import Store
 from edgebuild.pipeline.task import Task, WorkerKind
 from edgebuild.pipeline.workers import Worker
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 SECOND_IMPORT_PAYS_AFTER_S: Final = 6.0  # About what one import of TensorFlow costs.
 State: TypeAlias = Literal["cached", "started", "done", "failed", "skipped"]
@@ -97,7 +100,7 @@ class _Run:
         self._ready_since: dict[str, float] = {}
         self._workers: list[Worker] = []
 
-    def __enter__(self) -> _Run:
+    def __enter__(self) -> Self:
         if any(STAGES[task.stage].worker == "tensorflow" for task in self._waiting.values()):
             self._workers.append(workers.start("tensorflow"))  # Its import runs while data is read.
         return self
@@ -153,9 +156,7 @@ class _Run:
             yield by_connection[connection]  # type: ignore[index]
 
     def _finish(self, worker: Worker) -> None:
-        answer, task = worker.answer(), worker.task
-        assert task is not None
-        log, worker.task = worker.log_tail(), None
+        task, answer, log = worker.take_answer()
         if not worker.is_alive:
             worker.close()
             self._workers.remove(worker)
@@ -173,4 +174,3 @@ class _Run:
                 log=log,
             )
         )
-

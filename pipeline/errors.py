@@ -7,7 +7,7 @@ from typing import Final
 from edgebuild.calibration.errors import DataError, Failure
 from edgebuild.device_tests.errors import DeviceError
 from edgebuild.export.errors import ModelError
-from edgebuild.targets.errors import ToolMissingError, UnknownTargetError
+from edgebuild.targets.errors import PlacementError, ProfileError, ToolMissingError, UnknownTargetError
 
 
 class ConfigError(Failure):
@@ -32,12 +32,14 @@ INTERRUPTED: Final = 130
 
 EXIT_CODES: Final[dict[type[Failure], int]] = {
     InternalError: INTERNAL,
+    ProfileError: INTERNAL,
     StoreError: INTERNAL,
     ConfigError: 2,
     DataError: 2,
     UnknownTargetError: 2,
     ModelError: 3,
     CrashError: 3,
+    PlacementError: 7,
     DeviceError: 8,
     ToolMissingError: 9,
 }

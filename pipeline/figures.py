@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import gzip
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from edgebuild.export.flatbuffer import Flatbuffer
+from edgebuild.export.flatbuffer import Flatbuffer, Quantization
 from edgebuild.targets.evidence import Figure, measured, unavailable
 from edgebuild.targets.placement import Placement
 from edgebuild.targets.target import Artifact, Memory, Target
@@ -56,10 +58,9 @@ def _weights(model: Flatbuffer) -> tuple[Figure, Figure]:
     return measured(sparsity), measured(max(len(np.unique(tensor.values())) for tensor in matrices))
 
 
-def _zeros(values: np.ndarray, quantization: object) -> int:
-    zero_points = getattr(quantization, "zero_point", (0,))
-    if len(set(zero_points)) > 1:
-        axis = getattr(quantization, "axis", 0)
-        shape = [-1 if dimension == axis else 1 for dimension in range(values.ndim)]
+def _zeros(values: NDArray[Any], quantization: Quantization | None) -> int:
+    zero_points = quantization.zero_point if quantization else (0,)
+    if quantization and len(set(zero_points)) > 1:
+        shape = [-1 if dimension == quantization.axis else 1 for dimension in range(values.ndim)]
         return int((values == np.asarray(zero_points).reshape(shape)).sum())
     return int((values == zero_points[0]).sum())

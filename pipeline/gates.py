@@ -7,12 +7,13 @@ from typing import Final
 
 from edgebuild.device_tests.latency import Latency, against
 from edgebuild.export.agreement import Agreement
+from edgebuild.export.formats import Precision
 from edgebuild.pipeline.config import Gates, TargetSettings
 from edgebuild.pipeline.errors import GATE_EXIT_CODES, INCONCLUSIVE_LATENCY, OK
 from edgebuild.pipeline.report import GateResult, MetricFigure, NoLatency, Verdict
 from edgebuild.targets.evidence import Figure
 from edgebuild.targets.placement import Placement
-from edgebuild.targets.target import Memory, Precision
+from edgebuild.targets.target import Memory
 
 # The largest relative RMSE a sound conversion leaves. Float formats lose rounding only. Quantized ones are the metric's
 # to judge: here they are only told from a model that computes something else, whose error is about 1 or above.

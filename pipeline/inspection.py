@@ -13,6 +13,7 @@ from edgebuild.pipeline.ingest import float_model
 from edgebuild.pipeline.plan import model_task
 from edgebuild.pipeline.store import Store, default_root
 
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class End:
     """An input or output; -1 stands for a dynamic dimension."""

@@ -24,7 +24,9 @@ def score(metric: str, outputs: Mapping[str, NDArray[Any]], labels: NDArray[Any]
     if metric in METRICS:
         first = next(iter(outputs.values()))
         if len(first) != len(labels):
-            raise DataError(f"there are {len(labels)} labels for {len(first)} samples", action="give one label a sample")
+            raise DataError(
+                f"there are {len(labels)} labels for {len(first)} samples", action="give one label a sample"
+            )
         return METRICS[metric](first.astype(np.float64), labels)
     return _custom(metric, outputs, labels)
 
@@ -72,9 +74,12 @@ METRICS: Final[dict[str, Callable[[NDArray[np.float64], NDArray[Any]], float]]] 
 
 def _classes(outputs: NDArray[np.float64], labels: NDArray[Any]) -> NDArray[np.int64]:
     if outputs.ndim != 2:
-        raise DataError(f"top-k needs outputs [N, classes], the model gives {list(outputs.shape)}", action="choose another metric")
+        raise DataError(
+            f"top-k needs outputs [N, classes], the model gives {list(outputs.shape)}", action="choose another metric"
+        )
     if labels.shape == outputs.shape:
-        return labels.argmax(axis=1)
+        one_hot: NDArray[np.int64] = labels.argmax(axis=1).astype(np.int64)
+        return one_hot
     flat = labels.reshape(len(labels), -1)
     if flat.shape[1] != 1:
         raise DataError(f"labels have shape {list(labels.shape)}, top-k needs [N] or one-hot {list(outputs.shape)}")
@@ -94,5 +99,7 @@ def _custom(reference: str, outputs: Mapping[str, NDArray[Any]], labels: NDArray
     module, _, name = reference.partition(":")
     try:
         return float(getattr(importlib.import_module(module), name)(dict(outputs), labels))
-    except Exception as e:  # noqa: BLE001 - the user's own code may raise anything; its name and words are kept
-        raise DataError(f"the metric {reference} failed", cause=f"{type(e).__name__}: {e}", action="run it by itself") from e
+    except Exception as e:
+        raise DataError(
+            f"the metric {reference} failed", cause=f"{type(e).__name__}: {e}", action="run it by itself"
+        ) from e

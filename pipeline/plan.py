@@ -7,17 +7,18 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal, TypeAlias
 
+from edgebuild.export.formats import IoType, Precision
 from edgebuild.pipeline import stages
 from edgebuild.pipeline.config import DataSource, Project, TargetSettings
 from edgebuild.pipeline.errors import ConfigError
 from edgebuild.pipeline.store import digest_tree
 from edgebuild.pipeline.task import Source, Task, key
 from edgebuild.targets.registry import TARGETS, target
-from edgebuild.targets.target import IoType, Precision
 
 QUANTIZED: Final = ("int8", "int16x8")
+Role: TypeAlias = Literal["evaluation", "calibration"]
 UNTIL: Final = tuple(stages.STAGES)
 
 
@@ -42,7 +43,7 @@ class Plan:
     tasks: Mapping[str, Task]
     model: str
     exports: Mapping[str, Export]
-    evaluated_on: str
+    evaluated_on: Role
     model_digest: str
 
     def until(self, stage: str) -> Mapping[str, Task]:
@@ -93,9 +94,9 @@ class _Planner:
 
     def plan(self, names: Sequence[str]) -> Plan:
         data = self._config.data
-        role = "evaluation" if data.evaluation else "calibration"
+        role: Role = "evaluation" if data.evaluation else "calibration"
         evaluation = self._samples(role)
-        reference = self._add("reference", "run the float model", model=self._ingested, samples=evaluation)
+        reference = self._add("reference", "run the float model", {"model": self._ingested, "samples": evaluation})
         exports = {name: self._export(name, evaluation, reference) for name in names}
         return Plan(
             tasks=self._tasks,
@@ -112,15 +113,12 @@ class _Planner:
         verified = self._add(
             "verify",
             f"verify {_format_name(precision, io)}",
+            {"artifact": artifact, "samples": evaluation, "reference": reference},
             stages.VerifyParameters(metric=metric),
             self._code({"metric": metric} if ":" in metric else {}),
-            artifact=artifact,
-            samples=evaluation,
-            reference=reference,
         )
-        packaged = self._add(
-            "package", f"package {name}", stages.PackageParameters(target=name), artifact=artifact, verified=verified
-        )
+        inputs = {"artifact": artifact, "verified": verified}
+        packaged = self._add("package", f"package {name}", inputs, stages.PackageParameters(target=name))
         return Export(precision=precision, io=io, artifact=artifact, verified=verified, packaged=packaged)
 
     def _artifact(self, name: str, precision: Precision, io: IoType) -> str:
@@ -134,11 +132,11 @@ class _Planner:
                 )
             inputs["samples"] = self._samples("calibration")
         if precision == "int8":
-            inputs["calibrated"] = self._add("calibrate", "calibrate", **inputs)
+            inputs["calibrated"] = self._add("calibrate", "calibrate", dict(inputs))
         parameters = stages.ConvertParameters(precision=precision, io=io)
-        return self._add("convert", f"convert {_format_name(precision, io)}", parameters, **inputs)
+        return self._add("convert", f"convert {_format_name(precision, io)}", inputs, parameters)
 
-    def _samples(self, role: str) -> str:
+    def _samples(self, role: Role) -> str:
         source: DataSource = getattr(self._config.data, role)
         needs_labels = role == "evaluation"
         parameters = stages.SamplesParameters(function=source.function or "", count=source.samples, labels=needs_labels)
@@ -147,7 +145,7 @@ class _Planner:
         else:
             path = self._project.data(source)
             sources = {"data": Source(path=path, digest=digest_tree(path))}
-        return self._add("samples", f"load {role} data", parameters, sources, model=self._ingested)
+        return self._add("samples", f"load {role} data", {"model": self._ingested}, parameters, sources)
 
     def _code(self, references: Mapping[str, str]) -> dict[str, Source]:
         return {role: code_source(reference, self._project.folder) for role, reference in references.items()}
@@ -156,9 +154,9 @@ class _Planner:
         self,
         stage: str,
         title: str,
+        inputs: Mapping[str, str],
         parameters: Any = stages.Nothing(),  # noqa: B008 - frozen
         sources: Mapping[str, Source] | None = None,
-        **inputs: str,
     ) -> str:
         task = Task(
             stage=stage,

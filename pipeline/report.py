@@ -9,9 +9,10 @@ from typing import Any, Final, Literal, TypeAlias
 
 from edgebuild.device_tests.latency import Latency
 from edgebuild.export.agreement import Agreement
+from edgebuild.export.formats import IoType, Precision
 from edgebuild.targets.evidence import Evidence, Figure
 from edgebuild.targets.placement import Placement
-from edgebuild.targets.target import IoType, Memory, Precision
+from edgebuild.targets.target import Memory
 
 SCHEMA: Final = "edgebuild-report/1"
 Real: TypeAlias = float  # A record below has a field of that name.

@@ -41,7 +41,9 @@ def run_task(task: Task, store: Store) -> None:
         try:
             STAGES[task.stage].function(task.parameters, inputs, out)
         except OSError as e:
-            raise StoreError(f"{task.title}: {e.strerror or e}", cause=str(e), action="free space, then run again") from e
+            raise StoreError(
+                f"{task.title}: {e.strerror or e}", cause=str(e), action="free space, then run again"
+            ) from e
         _require_sound(out, task.title)
         _require_unchanged(task)
 

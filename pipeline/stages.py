@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from edgebuild.export.formats import IoType, Precision
 from edgebuild.pipeline.task import Stage
-from edgebuild.targets.target import IoType, Precision
 
 VECTORS = 3  # Known answers that go with a firmware package.
 
@@ -90,7 +90,10 @@ def reference(_: Nothing, inputs: Mapping[str, Path], out: Path) -> None:
     results = [_forward(model, [array[i : i + 64] for array in ordered]) for i in batches]
     save_arrays(
         out / "outputs.npz",
-        {name: np.concatenate(parts) for name, parts in zip(described.outputs, zip(*results, strict=True), strict=True)},
+        {
+            name: np.concatenate(parts)
+            for name, parts in zip(described.outputs, zip(*results, strict=True), strict=True)
+        },
     )
 
 
@@ -150,7 +153,9 @@ def package(parameters: PackageParameters, inputs: Mapping[str, Path], out: Path
 STAGES: Final[dict[str, Stage]] = {
     stage.name: stage
     for stage in (
-        Stage(name="ingest", version=1, function=ingest, worker="tensorflow", tools=("tensorflow", "tf-keras", "keras")),
+        Stage(
+            name="ingest", version=1, function=ingest, worker="tensorflow", tools=("tensorflow", "tf-keras", "keras")
+        ),
         Stage(name="samples", version=1, function=samples, worker="light", tools=("numpy",)),
         Stage(name="reference", version=1, function=reference, worker="tensorflow", tools=("tensorflow", "tf-keras")),
         Stage(name="calibrate", version=1, function=calibrate, worker="tensorflow", tools=("tensorflow", "tf-keras")),
@@ -187,7 +192,9 @@ def _convert(parameters: ConvertParameters, inputs: Mapping[str, Path]) -> tuple
 
     if parameters.precision == "int8":
         try:
-            return convert.quantize((inputs["calibrated"] / "calibrated.tflite").read_bytes(), parameters.io), "shared calibration"
+            return convert.quantize(
+                (inputs["calibrated"] / "calibrated.tflite").read_bytes(), parameters.io
+            ), "shared calibration"
         except ModelError:
             pass  # The public converter below has the last word, and its own message if it refuses too.
     saved_model = _frozen(inputs["model"])

@@ -39,7 +39,7 @@ gates:
 
 
 def config_text(summary: Summary, model: Path, folder: Path, *, calibration: str | None, evaluation: str | None) -> str:
-    """The configuration for a model, to lie in `folder`; data that is not given stands there as a comment or a guess."""
+    """The configuration for a model, to lie in `folder`; data that is not given stands there by its usual name."""
     metric = _metric(summary)
     return _TEMPLATE.format(
         model=_relative(str(model), folder),
@@ -78,7 +78,11 @@ def _data(role: str, given: str | None, folder: Path, what: str) -> str:
 def _relative(path: str, folder: Path) -> str:
     """The path as the configuration's folder sees it, quoted where YAML needs it; a function's reference stays."""
     shown = os.path.relpath(path, folder) if Path(path).exists() else path
-    return shown if shown.replace("/", "").replace(".", "").replace("_", "").replace("-", "").isalnum() else json.dumps(shown)
+    return (
+        shown
+        if shown.replace("/", "").replace(".", "").replace("_", "").replace("-", "").isalnum()
+        else json.dumps(shown)
+    )
 
 
 def _metric(summary: Summary) -> str:

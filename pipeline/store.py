@@ -35,7 +35,9 @@ def default_root() -> Path:
 def digest_file(path: Path) -> str:
     """The file's sha256, as hex."""
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file.read())
+        return (
+            hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file.read())
+        )
 
 
 def digest_tree(path: Path, pattern: str = "*") -> str:

@@ -14,8 +14,6 @@ from typing import Any, Literal, TypeAlias
 WorkerKind: TypeAlias = Literal["tensorflow", "light"]
 
 
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stage:
     """A plain function from parameters and inputs to an output folder, and what decides whether its result holds.

@@ -60,10 +60,10 @@ def _import_tensorflow() -> None:
     """Pay for the import while other workers read data."""
     os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # Its sums depend on the machine's instruction set.
-    import tensorflow
+    import tensorflow as tf
     import tf_keras
 
-    tensorflow.get_logger().setLevel("ERROR")
+    tf.get_logger().setLevel("ERROR")
     tf_keras.utils.disable_interactive_logging()
 
 

@@ -41,14 +41,16 @@ class Worker:
         with contextlib.suppress(BrokenPipeError):  # It died while idle: `answer` will say how.
             self.connection.send((task, store))
 
-    def answer(self) -> Answer:
-        """The end of the current task; a dead process's end is a `CrashError`."""
-        assert self.task is not None
+    def take_answer(self) -> tuple[Task, Answer, str]:
+        """The current task, how it ended, and what was printed meanwhile; a dead process's end is a `CrashError`."""
+        task, self.task = self.task, None
+        if task is None:
+            raise RuntimeError("the worker has no task")
         try:
             answer: Answer = self.connection.recv()
         except (EOFError, ConnectionResetError):
-            return Answer(failure=self._crash(self.task), seconds=time.monotonic() - self.started, trace=self.log_tail())
-        return answer
+            answer = Answer(failure=self._crash(task), seconds=time.monotonic() - self.started)
+        return task, answer, self.log_tail()
 
     def log_tail(self) -> str:
         """The end of what the current task and the libraries under it printed."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from edgebuild.targets.evidence import unavailable
-from edgebuild.targets.placement import Placement
-from edgebuild.targets.rules import Node, Refusal, nodes, unmapped
+from edgebuild.targets.placement import Placement, predicted
+from edgebuild.targets.rules import Node, Refusal, Table, require
 from edgebuild.targets.target import Memory
 from edgebuild.targets.tflite_runtime_operators import CUSTOM, NEWEST_VERSION, SOURCE
 
@@ -24,40 +24,34 @@ IO_TYPES: tuple[IoType, ...] = ("float32", "int8", "uint8")
 
 def place(model: Flatbuffer) -> Placement:
     """Predict what tflite-runtime's own kernels run; nothing runs the rest."""
-    lost = tuple(unmapped(node, why) for node in nodes(model) if (why := _refusal(node)) is not None)
-    operators = len(model.main.operators)
-    return Placement(
-        accelerator="tflite-runtime",
-        fallback="",
-        operators=operators,
-        mapped=operators - len(lost),
-        unmapped=lost,
-        evidence="predicted",
-        source=SOURCE,
+    return predicted("tflite-runtime", "", len(model.main.operators), TABLE.refused(model), TABLE.source)
+
+
+def _unknown(node: Node) -> Refusal:
+    if node.operator.is_custom and node.kind.startswith("Flex"):
+        return Refusal(
+            reason=f"{node.kind} needs the Flex delegate, which tflite-runtime lacks",
+            suggestion="convert with TFLITE_BUILTINS only",
+        )
+    kind = f"custom operator {node.kind}" if node.operator.is_custom else node.kind
+    return Refusal(reason=f"tflite-runtime has no {kind}", suggestion="replace it by supported operators")
+
+
+def _version(node: Node) -> Refusal | None:
+    newest = NEWEST_VERSION.get(node.key, node.operator.version)
+    return require(
+        node.operator.version <= newest,
+        f"version {node.operator.version} of {node.kind}; tflite-runtime runs up to {newest}",
+        "convert with another precision, or with per-tensor weights",
     )
 
 
-def _refusal(node: Node) -> Refusal | None:
-    version = node.operator.version
-    if node.operator.is_custom:
-        return None if node.kind in CUSTOM else _custom(node.kind)
-    if node.kind not in NEWEST_VERSION:
-        return Refusal(reason=f"tflite-runtime has no {node.kind}", suggestion="replace it by supported operators")
-    if version > NEWEST_VERSION[node.kind]:
-        return Refusal(
-            reason=f"version {version} of {node.kind}; tflite-runtime runs up to {NEWEST_VERSION[node.kind]}",
-            suggestion="convert with another precision, or with per-tensor weights",
-        )
-    return None
-
-
-def _custom(kind: str) -> Refusal:
-    if kind.startswith("Flex"):
-        return Refusal(
-            reason=f"{kind} is a TensorFlow operator that only the Flex delegate runs, and tflite-runtime lacks it",
-            suggestion="convert with TFLITE_BUILTINS only",
-        )
-    return Refusal(reason=f"tflite-runtime has no custom operator {kind}", suggestion="register it in the application")
+TABLE: Final = Table(
+    rules=dict.fromkeys((*NEWEST_VERSION, *(f"custom:{name}" for name in CUSTOM)), ()),
+    every=(_version,),
+    unknown=_unknown,
+    source=SOURCE,
+)
 
 
 def memory(artifact: Artifact) -> Memory:  # noqa: ARG001 - the same for every model

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from edgebuild.targets import edgetpu_rules
+from edgebuild.targets.edgetpu_rules import TABLE
 from edgebuild.targets.evidence import unavailable
 from edgebuild.targets.partition import stranded
-from edgebuild.targets.placement import Placement, Unmapped, to_json
-from edgebuild.targets.rules import Node, Refusal, nodes, refusal, unmapped
+from edgebuild.targets.placement import Placement, Unmapped, predicted, to_json
+from edgebuild.targets.rules import Refusal, unmapped
 from edgebuild.targets.target import Memory
 
 if TYPE_CHECKING:
     from collections.abc import Collection
     from pathlib import Path
 
-    from edgebuild.export.flatbuffer import Flatbuffer, Subgraph
+    from edgebuild.export.flatbuffer import Flatbuffer
     from edgebuild.targets.target import Artifact, IoType, Precision
 
 NAME: str = "edgetpu"
@@ -26,36 +26,25 @@ IO_TYPES: tuple[IoType, ...] = ("int8", "uint8")
 
 def place(model: Flatbuffer) -> Placement:
     """Predict what the Edge TPU compiler maps, from its documented rules."""
-    found = {
-        node.operator.index: unmapped(node, why)
-        for node in nodes(model)
-        if (why := refusal(node, edgetpu_rules.RULES, edgetpu_rules.EVERY, edgetpu_rules.unknown_operator)) is not None
-    }
-    found |= _stranded(model.main, found.keys())
-    operators = len(model.main.operators)
-    return Placement(
-        accelerator="edgetpu",
-        fallback="cpu",
-        operators=operators,
-        mapped=operators - len(found),
-        unmapped=tuple(found[index] for index in sorted(found)),
-        evidence="predicted",
-        source=edgetpu_rules.SOURCE,
-    )
+    lost = TABLE.refused(model)
+    lost |= _stranded(model, lost.keys())
+    return predicted("edgetpu", "cpu", len(model.main.operators), lost, TABLE.source)
 
 
-def _stranded(graph: Subgraph, refused: Collection[int]) -> dict[int, Unmapped]:
+def _stranded(model: Flatbuffer, refused: Collection[int]) -> dict[int, Unmapped]:
     """Operators that would be mapped, did they not come after one that is not: the compiler makes one subgraph."""
+    operators = model.main.operators
     return {
         index: unmapped(
-            Node(graph.operators[index], graph.tensors),
+            operators[index],
+            model,
             Refusal(
-                reason=f"comes after operator {cause} ({graph.operators[cause].kind}), which runs on the CPU; "
+                reason=f"comes after operator {cause} ({operators[cause].kind}), which runs on the CPU; "
                 "more than one subgraph is not supported",
                 suggestion=f"make operator {cause} mappable",
             ),
         )
-        for index, cause in stranded(graph, refused).items()
+        for index, cause in stranded(model.main, refused).items()
     }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import prod
 from typing import TYPE_CHECKING, Final
 
-from edgebuild.targets.rules import Node, Refusal, Rule, Rules, require
+from edgebuild.targets.rules import Node, Refusal, Rule, Rules, Table, require
 
 if TYPE_CHECKING:
     from edgebuild.export.flatbuffer import Tensor
@@ -239,9 +239,9 @@ def unit_strides(node: Node) -> Refusal | None:
     )
 
 
-EVERY: Final[tuple[Rule, ...]] = (eight_bit_activations, integer_constants, static_sizes, three_inner_dimensions)
+_EVERY: Final[tuple[Rule, ...]] = (eight_bit_activations, integer_constants, static_sizes, three_inner_dimensions)
 
-RULES: Final[Rules] = {
+_RULES: Final[Rules] = {
     "ADD": (),
     "AVERAGE_POOL_2D": (no_fused_activation,),
     "CONCATENATION": (no_fused_activation, zero_constant_only),
@@ -284,3 +284,5 @@ RULES: Final[Rules] = {
     "TRANSPOSE_CONV": (constant_parameters,),
     "UNIDIRECTIONAL_SEQUENCE_LSTM": (),
 }
+
+TABLE: Final = Table(rules=_RULES, every=_EVERY, unknown=unknown_operator, source=SOURCE)

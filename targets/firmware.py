@@ -228,7 +228,7 @@ def _number(value: float, kind: str) -> str:
 def _string(text: str) -> str:
     """A string literal; what is not plain ASCII goes as octal bytes, which end after three digits whatever follows."""
     plain = {ord("\\"): "\\\\", ord('"'): '\\"', ord("?"): "\\?"}
-    escaped = (plain.get(byte) or (chr(byte) if 32 <= byte < 127 else f"\\{byte:03o}") for byte in text.encode())  # noqa: PLR2004
+    escaped = (plain.get(byte) or (chr(byte) if 32 <= byte < 127 else f"\\{byte:03o}") for byte in text.encode())
     return f'"{"".join(escaped)}"'
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from edgebuild.targets import gpu_rules
 from edgebuild.targets.evidence import unavailable
+from edgebuild.targets.gpu_rules import FOLDED, TABLE
 from edgebuild.targets.partition import groups
-from edgebuild.targets.placement import Placement, Unmapped, to_json
-from edgebuild.targets.rules import Node, Refusal, nodes, refusal, unmapped
+from edgebuild.targets.placement import Placement, Unmapped, predicted, to_json
+from edgebuild.targets.rules import Refusal, unmapped
 from edgebuild.targets.target import Memory
 
 if TYPE_CHECKING:
@@ -28,22 +28,9 @@ def place(model: Flatbuffer) -> Placement:
     """Predict what the delegate takes with its default options, from the rules in its source."""
     folding = _folding(model.main)
     folded = frozenset(tensor for index in folding for tensor in model.main.operators[index].outputs)
-    found = {
-        node.operator.index: unmapped(node, why)
-        for node in nodes(model, folded)
-        if (why := refusal(node, gpu_rules.RULES, gpu_rules.EVERY, gpu_rules.unknown_operator)) is not None
-    }
-    found |= _left_out(model.main, folding, found.keys())
-    operators = len(model.main.operators)
-    return Placement(
-        accelerator="gpu delegate",
-        fallback="cpu",
-        operators=operators,
-        mapped=operators - len(found),
-        unmapped=tuple(found[index] for index in sorted(found)),
-        evidence="predicted",
-        source=gpu_rules.SOURCE,
-    )
+    lost = TABLE.refused(model, folded)
+    lost |= _left_out(model, folding, lost.keys())
+    return predicted("gpu delegate", "cpu", len(model.main.operators), lost, TABLE.source)
 
 
 def _folding(graph: Subgraph) -> frozenset[int]:
@@ -52,24 +39,25 @@ def _folding(graph: Subgraph) -> frozenset[int]:
         op.index
         for op in graph.operators
         if not op.is_custom
-        and op.kind in gpu_rules.FOLDED
+        and op.kind in FOLDED
         and op.inputs
         and all(i >= 0 and graph.tensors[i].is_constant for i in op.inputs)
     )
 
 
-def _left_out(graph: Subgraph, folding: Collection[int], refused: Collection[int]) -> dict[int, Unmapped]:
+def _left_out(model: Flatbuffer, folding: frozenset[int], refused: Collection[int]) -> dict[int, Unmapped]:
     """Operators the delegate could run, outside the one group it takes (max_delegated_partitions is 1 by default)."""
-    made = [frozenset(group) - frozenset(folding) for group in groups(graph, refused)]
+    made = [frozenset(group) - folding for group in groups(model.main, refused)]
     taken: frozenset[int] = max(made, key=len, default=frozenset())
-    reason = Refusal(
+    read = {tensor for index in taken for tensor in model.main.operators[index].inputs}
+    why = Refusal(
         reason=f"outside the largest group of neighbours ({len(taken)} operators), the only one the delegate takes",
         suggestion="make the operators between the groups supported, or raise max_delegated_partitions in the app",
     )
     return {
-        op.index: unmapped(Node(op, graph.tensors), reason)
-        for op in graph.operators
-        if op.index not in taken and op.index not in refused and op.index not in folding
+        op.index: unmapped(op, model, why)
+        for op in model.main.operators
+        if op.index not in taken and op.index not in refused and not (op.index in folding and read & set(op.outputs))
     }
 
 

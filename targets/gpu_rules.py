@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from edgebuild.targets.rules import Node, Refusal, Rule, Rules, require
+from edgebuild.targets.rules import Node, Refusal, Rule, Rules, Table, require
 
 SOURCE: Final = (
     "https://github.com/tensorflow/tensorflow/blob/v2.19.0/tensorflow/lite/tools/versioning/gpu_compatibility.cc "
@@ -285,7 +285,7 @@ def beta_of_one(node: Node) -> Refusal | None:
     return require(beta == 1, f"beta {beta}", "multiply by beta before the softmax")
 
 
-EVERY: Final[tuple[Rule, ...]] = (computed_types,)
+_EVERY: Final[tuple[Rule, ...]] = (computed_types,)
 
 # fmt: off
 _UNARY: Final = (
@@ -301,7 +301,7 @@ _ANY: Final = (
 )
 # fmt: on
 
-RULES: Final[Rules] = {
+_RULES: Final[Rules] = {
     **dict.fromkeys(_ANY, ()),
     **dict.fromkeys(_UNARY, (takes(1),)),
     **dict.fromkeys(_BINARY, (one_or_two_operands, supported_activation)),
@@ -337,3 +337,5 @@ RULES: Final[Rules] = {
     "custom:MaxUnpooling2D": (takes(2),),
     "custom:Resampler": (takes(2),),
 }
+
+TABLE: Final = Table(rules=_RULES, every=_EVERY, unknown=unknown_operator, source=SOURCE)

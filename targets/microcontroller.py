@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from edgebuild.targets import tflm_rules
 from edgebuild.targets.evidence import Figure
-from edgebuild.targets.placement import Placement
-from edgebuild.targets.rules import nodes, refusal, unmapped
+from edgebuild.targets.placement import Placement, predicted
 from edgebuild.targets.target import Memory
+from edgebuild.targets.tflm_rules import TABLE
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -24,21 +23,7 @@ IO_TYPES: tuple[IoType, ...] = ("int8", "uint8", "float32")
 
 def place(model: Flatbuffer) -> Placement:
     """Predict what TFLM runs; nothing runs the rest."""
-    lost = tuple(
-        unmapped(node, why)
-        for node in nodes(model)
-        if (why := refusal(node, tflm_rules.RULES, tflm_rules.EVERY, tflm_rules.unknown_operator)) is not None
-    )
-    operators = len(model.main.operators)
-    return Placement(
-        accelerator="tflite-micro",
-        fallback="",
-        operators=operators,
-        mapped=operators - len(lost),
-        unmapped=lost,
-        evidence="predicted",
-        source=tflm_rules.SOURCE,
-    )
+    return predicted("tflite-micro", "", len(model.main.operators), TABLE.refused(model), TABLE.source)
 
 
 def memory(artifact: Artifact) -> Memory:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
+from edgebuild.targets.evidence import Evidence  # At run time too: the report's JSON Schema is made from annotations.
+
 if TYPE_CHECKING:
-    from edgebuild.targets.evidence import Evidence
+    from collections.abc import Mapping
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +41,19 @@ class Placement:
     def mapped_share(self) -> float:
         """Mapped operators over all operators, 0 to 1; an empty graph is fully mapped."""
         return self.mapped / self.operators if self.operators else 1.0
+
+
+def predicted(accelerator: str, fallback: str, operators: int, lost: Mapping[int, Unmapped], source: str) -> Placement:
+    """A placement from rules: all operators but the lost ones, in their order."""
+    return Placement(
+        accelerator=accelerator,
+        fallback=fallback,
+        operators=operators,
+        mapped=operators - len(lost),
+        unmapped=tuple(lost[index] for index in sorted(lost)),
+        evidence="predicted",
+        source=source,
+    )
 
 
 def to_json(placement: Placement) -> str:

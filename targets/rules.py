@@ -1,13 +1,13 @@
 """The vocabulary of placement rules: a node, a refusal, and tables of rules by operator kind.
 
-A target states what it takes as data: `RULES[kind]` is the tuple of constraints on that operator, an operator that is
+A target states what it takes as data, in a `Table`: a kind has a tuple of constraints, a kind that is
 missing from the table is not taken, and `EVERY` holds for all of them. A rule is a small pure function from a `Node`
 to a `Refusal`, or to None where the operator is taken.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -88,23 +88,35 @@ def require(condition: bool, reason: str, suggestion: str = "") -> Refusal | Non
     return None if condition else Refusal(reason=reason, suggestion=suggestion)
 
 
-def nodes(model: Flatbuffer, folded: frozenset[int] = frozenset()) -> Iterator[Node]:
-    """The operators of the main subgraph, in execution order."""
-    return (Node(operator, model.main.tensors, folded) for operator in model.main.operators)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Table:
+    """All that a target states: rules by kind, rules for every kind, the answer for kinds outside, and its source."""
+
+    rules: Rules
+    every: tuple[Rule, ...]
+    unknown: Callable[[Node], Refusal]
+    source: str
+
+    def refused(self, model: Flatbuffer, folded: frozenset[int] = frozenset()) -> dict[int, Unmapped]:
+        """Operators of the main subgraph that a rule refuses, by index."""
+        found = (
+            (node, self.refusal(node)) for node in (Node(op, model.main.tensors, folded) for op in model.main.operators)
+        )
+        return {node.operator.index: unmapped(node.operator, model, why) for node, why in found if why is not None}
+
+    def refusal(self, node: Node) -> Refusal | None:
+        """What the first rule that refuses an operator says."""
+        if node.key not in self.rules:
+            return self.unknown(node)
+        return next((why for rule in (*self.every, *self.rules[node.key]) if (why := rule(node)) is not None), None)
 
 
-def refusal(node: Node, rules: Rules, every: tuple[Rule, ...], unknown: Rule) -> Refusal | None:
-    """The first rule that refuses an operator; `unknown` answers for kinds outside the table."""
-    constraints = (*every, *rules[node.key]) if node.key in rules else (unknown,)
-    return next((found for rule in constraints if (found := rule(node)) is not None), None)
-
-
-def unmapped(node: Node, found: Refusal) -> Unmapped:
+def unmapped(operator: Operator, model: Flatbuffer, why: Refusal) -> Unmapped:
     """The refusal in the words of a placement."""
     return Unmapped(
-        operator=node.operator.index,
-        kind=node.kind,
-        tensor=node.outputs[0].name if node.outputs else "",
-        reason=found.reason,
-        suggestion=found.suggestion,
+        operator=operator.index,
+        kind=operator.kind,
+        tensor=next((model.main.tensors[i].name for i in operator.outputs if i >= 0), ""),
+        reason=why.reason,
+        suggestion=why.suggestion,
     )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol
+
+from edgebuild.targets.evidence import Figure  # At run time too: the report's JSON Schema is made from annotations.
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -12,11 +14,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from edgebuild.export.flatbuffer import Flatbuffer
-    from edgebuild.targets.evidence import Figure
+    from edgebuild.export.formats import IoType, Precision
     from edgebuild.targets.placement import Placement
-
-Precision: TypeAlias = Literal["float32", "float16", "dynamic", "int8", "int16x8"]
-IoType: TypeAlias = Literal["float32", "int8", "uint8"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -53,8 +53,10 @@ def golden(artifact: Artifact) -> tuple[Vectors, str]:
     TFLM is not bit-equal to tflite-runtime, so a board can match its own runtime's outputs only. Where TFLM can't run
     here the vectors keep the outputs of tflite-runtime.
     """
-    if not artifact.vectors or not installed():
-        return artifact.vectors, _origin("tflite-micro is not installed" if artifact.vectors else "there are none")
+    if not artifact.vectors:
+        return (), "no runtime: there are none"
+    if not installed():
+        return artifact.vectors, _origin("tflite-micro is not installed")
     with tempfile.TemporaryDirectory() as folder:
         _write_inputs(artifact, Path(folder))
         _, why = _child("edgebuild.targets.tflm_vectors", folder)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from typing import TYPE_CHECKING, Final
 
@@ -20,6 +21,7 @@ FLOOR_BYTES: Final = 2048
 CEILING_BYTES: Final = 64 * 2**20
 STEP_BYTES: Final = 16
 CANNOT_RUN: Final = 3
+TRIAL_TIMEOUT_S: Final = 60
 
 
 def smallest(fits: Callable[[int], bool]) -> int:
@@ -50,6 +52,7 @@ def fits(model: bytes, arena_bytes: int) -> bool:
     """The same in a fork, silently: a crash means that it does not."""
     child = os.fork()
     if child == 0:
+        signal.alarm(TRIAL_TIMEOUT_S)  # Whoever gives up on the parent can't reach the fork.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
         os._exit(0 if runs(model, arena_bytes) else CANNOT_RUN)
     _, status = os.waitpid(child, 0)

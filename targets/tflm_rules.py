@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from edgebuild.targets.rules import Node, Refusal, Rule, Rules, require
+from edgebuild.targets.rules import Node, Refusal, Rule, Rules, Table, require
 from edgebuild.targets.tflm_operators import BUILTIN_METHOD, CUSTOM_METHOD, SOURCE
-
-__all__ = ["EVERY", "RULES", "SOURCE", "unknown_operator"]
 
 # What TFLM 0.dev20261023182759 answered when it was given such models.
 WEIGHTED: Final = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV")
@@ -39,11 +37,13 @@ def signed_types(node: Node) -> Refusal | None:
     return require(not unsigned, "uint8 arithmetic; the kernels take int8 and int16", "quantize to int8")
 
 
-EVERY: Final[tuple[Rule, ...]] = (no_half_floats,)
+_EVERY: Final[tuple[Rule, ...]] = (no_half_floats,)
 
-RULES: Final[Rules] = {
+_RULES: Final[Rules] = {
     **dict.fromkeys(BUILTIN_METHOD, ()),
     **dict.fromkeys((f"custom:{name}" for name in CUSTOM_METHOD), ()),
     **dict.fromkeys(SIGNED_ONLY, (signed_types,)),
     **dict.fromkeys(WEIGHTED, (no_hybrids, signed_types)),
 }
+
+TABLE: Final = Table(rules=_RULES, every=_EVERY, unknown=unknown_operator, source=SOURCE)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -75,7 +77,7 @@ def test_missing_wheel_is_unavailable_with_the_fix(monkeypatch: pytest.MonkeyPat
 
 
 def test_crash_of_the_child_names_the_signal() -> None:
-    assert "SIGSEGV" in tflm._cause(-11, "Failed to allocate tail memory\n")  # noqa: SLF001
+    assert "SIGSEGV" in tflm._cause(-11, "Failed to allocate tail memory\n")
 
 
 @pytest.mark.parametrize("needed", [1, 2048, 2049, 4096, 24_265, 55_984, 1_000_001])
@@ -84,6 +86,17 @@ def test_bisection_finds_the_smallest_multiple_of_sixteen(needed: int) -> None:
     assert found >= needed
     assert found % tflm_arena.STEP_BYTES == 0
     assert found == tflm_arena.FLOOR_BYTES or found - tflm_arena.STEP_BYTES < needed
+
+
+def test_arena_in_which_tflm_refuses_or_crashes_does_not_fit() -> None:
+    program = """
+import os
+from edgebuild.targets import tflm_arena
+tflm_arena.runs = lambda model, size: os.abort() if size < 100 else size >= 200
+print([tflm_arena.fits(b"", size) for size in (50, 150, 250)])
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[False, False, True]"
 
 
 def test_bisection_never_tries_less_than_the_floor() -> None:

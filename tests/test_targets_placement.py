@@ -11,19 +11,18 @@ import numpy as np
 import pytest
 
 from edgebuild.export.flatbuffer import Flatbuffer, Operator, Quantization, Subgraph, Tensor, read
-from edgebuild.targets import edgetpu_rules, gpu_rules, tflm_rules
+from edgebuild.targets import cpu, edgetpu_rules, gpu_rules, tflm_rules
 from edgebuild.targets.partition import groups, stranded
 from edgebuild.targets.placement import to_json
 from edgebuild.targets.registry import TARGETS, target
 from edgebuild.targets.target import Artifact
-from edgebuild.targets.tflite_runtime_operators import NEWEST_VERSION
-from edgebuild.targets.tflm_operators import BUILTIN_METHOD
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from edgebuild.export.flatbuffer import Option
     from edgebuild.targets.placement import Placement
+    from edgebuild.targets.rules import Table
 
 FIXTURES = Path(__file__).parents[2] / "shared" / "fixtures"
 IMAGE = (1, 8, 8, 4)
@@ -258,6 +257,14 @@ def test_gpu_counts_unpacking_of_float16_weights_as_its_own() -> None:
     assert (placement.mapped, placement.operators) == (2, 2)
 
 
+def test_gpu_leaves_unpacking_to_the_cpu_where_only_the_cpu_reads_it() -> None:
+    graph = Graph()
+    graph.op("RELU", [FLOAT], FLOAT)
+    unpacked = graph.op("DEQUANTIZE", [weights("float16")], tensor((4, 1, 1, 4), "float32"))
+    graph.op("TOPK_V2", [FLOAT, unpacked], FLOAT)
+    assert [lost.operator for lost in target("gpu").place(graph.model()).unmapped] == [1, 2]
+
+
 def test_gpu_takes_only_the_largest_group_of_neighbours() -> None:
     graph = Graph()
     last = graph.op("RELU", [FLOAT], FLOAT)
@@ -328,13 +335,11 @@ def test_custom_operator_cannot_pass_for_a_builtin_by_its_name(name: str) -> Non
     assert place_one(name, "RELU", [FLOAT], FLOAT, is_custom=True).mapped == 0
 
 
-@pytest.mark.parametrize(
-    "table", [edgetpu_rules.RULES, gpu_rules.RULES, tflm_rules.RULES, BUILTIN_METHOD, NEWEST_VERSION]
-)
-def test_tables_name_operators_of_the_schema_only(table: dict[str, object]) -> None:
+@pytest.mark.parametrize("table", [cpu.TABLE, edgetpu_rules.TABLE, gpu_rules.TABLE, tflm_rules.TABLE])
+def test_tables_name_operators_of_the_schema_only(table: Table) -> None:
     from ai_edge_litert import schema_py_generated as schema
 
-    kinds = {kind for kind in table if not kind.startswith("custom:")}
+    kinds = {kind for kind in table.rules if not kind.startswith("custom:")}
     assert kinds
     assert kinds <= set(vars(schema.BuiltinOperator))
 

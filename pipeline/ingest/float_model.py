@@ -10,21 +10,28 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from functools import lru_cache
+from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from edgebuild.calibration.checks import InputSpec
 from edgebuild.export.errors import ModelError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
-_WEIGHTED_SUMS = ("Dense", "Conv1D", "Conv2D", "Conv3D", "DepthwiseConv1D", "DepthwiseConv2D", "SeparableConv2D")
+_WEIGHTED_SUMS: Final = frozenset(
+    "Dense Conv1D Conv2D Conv3D DepthwiseConv1D DepthwiseConv2D SeparableConv1D SeparableConv2D".split()
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layer:
-    """One layer; `macs` is multiply-accumulates for one sample, of convolutions and dense layers alone."""
+    """One layer; those of a nested model stand under its name, as `outer/inner`.
+
+    `macs` is multiply-accumulates for one sample, over all calls of a shared layer, of convolutions and dense layers
+    alone. `output_shape` is that of the first call and the first output.
+    """
 
     name: str
     kind: str
@@ -53,12 +60,13 @@ def save(model: Any, source_format: str, folder: Path) -> None:
     """Write a tf_keras functional or sequential model into `folder`.
 
     Raises:
-        ModelError: an input has a dynamic dimension beyond the batch.
+        ModelError: an input has a dynamic dimension beyond the batch or a type no target takes, or a layer's
+            configuration is not plain data.
     """
     import numpy as np
 
     description = _describe(model, source_format)
-    (folder / "architecture.json").write_text(model.to_json())
+    (folder / "architecture.json").write_text(_architecture(model))
     (folder / "description.json").write_text(json.dumps(asdict(description), indent=1))
     np.savez(folder / "weights.npz", **{f"{i:05}": value for i, value in enumerate(model.get_weights())})
 
@@ -78,13 +86,31 @@ def describe(folder: Path) -> Description:
 @lru_cache(maxsize=2)
 def load(folder: Path) -> Any:
     """The tf_keras model again. A folder in the store never changes, so a worker rebuilds each model once."""
+    return rebuild(folder)
+
+
+def rebuild(folder: Path) -> Any:
+    """The tf_keras model from its files, anew on every call: the caller may change it."""
     import numpy as np
     import tf_keras
 
     model = tf_keras.models.model_from_json((folder / "architecture.json").read_text())
     with np.load(folder / "weights.npz", allow_pickle=False) as weights:
         model.set_weights([weights[name] for name in weights.files])
+    for layer in model._flatten_layers(include_self=False):
+        layer.finalize_state()  # A Normalization layer computes with a copy of its weights.
     return model
+
+
+def _architecture(model: Any) -> str:
+    try:
+        return str(model.to_json())
+    except (TypeError, ValueError, NotImplementedError) as e:
+        raise ModelError(
+            f"the model '{model.name}' can't be written as plain data",
+            cause=f"{type(e).__name__}: {e}",
+            action="build it from Keras's own layers",
+        ) from e
 
 
 def _describe(model: Any, source_format: str) -> Description:
@@ -93,11 +119,19 @@ def _describe(model: Any, source_format: str) -> Description:
         inputs=tuple(_input(name, tensor) for name, tensor in zip(model.input_names, model.inputs, strict=True)),
         outputs=tuple(model.output_names),
         output_shapes=tuple(tuple(tensor.shape) for tensor in model.outputs),
-        layers=tuple(_layer(layer) for layer in model.layers),
+        layers=tuple(_layers(model)),
     )
 
 
 def _input(name: str, tensor: Any) -> InputSpec:
+    import tensorflow as tf
+
+    if not isinstance(tensor.type_spec, tf.TensorSpec) or tensor.dtype == tf.string or tensor.shape.rank is None:
+        raise ModelError(
+            f"input '{name}' is {tensor.type_spec}",
+            cause="a flatbuffer for these targets takes dense numbers of a known rank",
+            action="leave text, ragged and sparse data outside the model, and give it numbers",
+        )
     shape = tuple(tensor.shape)[1:]
     if None in shape:
         raise ModelError(
@@ -108,27 +142,36 @@ def _input(name: str, tensor: Any) -> InputSpec:
     return InputSpec(name=name, shape=shape, dtype=tensor.dtype.name)
 
 
-def _layer(layer: Any) -> Layer:
-    shape = layer.output_shape
-    shape = shape[0] if isinstance(shape, list) else shape
-    shape = next(iter(shape.values())) if isinstance(shape, dict) else tuple(shape)
-    return Layer(
-        name=layer.name,
-        kind=type(layer).__name__,
-        output_shape=shape,
-        parameters=int(layer.count_params()),
-        macs=_macs(layer, shape),
-    )
+def _layers(model: Any, prefix: str = "", calls: int = 1) -> Iterator[Layer]:
+    """Layers in order; each is counted once, and its arithmetic once a call."""
+    nodes = [node for depth in model._nodes_by_depth.values() for node in depth]
+    for layer in model.layers:
+        shapes = [_first_shape(node.output_shapes) for node in nodes if node.layer is layer] or [(None,)]
+        if hasattr(layer, "_nodes_by_depth"):
+            yield from _layers(layer, f"{prefix}{layer.name}/", calls * len(shapes))
+            continue
+        yield Layer(
+            name=prefix + layer.name,
+            kind=type(layer).__name__,
+            output_shape=shapes[0],
+            parameters=int(layer.count_params()),
+            macs=calls * sum(_macs(layer, shape) for shape in shapes),
+        )
+
+
+def _first_shape(shapes: Any) -> tuple[int | None, ...]:
+    """The first of a layer's output shapes, which Keras keeps as a shape, or a list or dictionary of shapes."""
+    while not isinstance(shapes, tuple) or (shapes and isinstance(shapes[0], tuple | list)):
+        shapes = next(iter(shapes.values())) if isinstance(shapes, dict) else tuple(shapes)[0]
+    return shapes
 
 
 def _macs(layer: Any, output_shape: Sequence[int | None]) -> int:
     """Kernel size times the positions it is applied at."""
-    import numpy as np
-
-    kind = type(layer).__name__
-    kernels = [w for w in layer.weights if w.name.split(":")[0].rsplit("/", 1)[-1].endswith("kernel")]
-    if kind not in _WEIGHTED_SUMS or getattr(layer, "data_format", "channels_last") != "channels_last":
+    inner = layer.layer if type(layer).__name__ == "TimeDistributed" else layer
+    if type(inner).__name__ not in _WEIGHTED_SUMS:
         return 0
-    positions = output_shape[1:-1]
-    elements = sum(int(np.prod(kernel.shape)) for kernel in kernels)
-    return elements * int(np.prod([size or 1 for size in positions], dtype=np.int64))
+    kernels = [weight for weight in inner.weights if weight.name.split(":")[0].endswith("kernel")]
+    first = getattr(inner, "data_format", None) == "channels_first"
+    positions = output_shape[2:] if first else output_shape[1:-1]
+    return sum(prod(kernel.shape) for kernel in kernels) * prod(size or 1 for size in positions)

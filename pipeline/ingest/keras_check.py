@@ -2,59 +2,80 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from edgebuild.export.errors import ModelError
 
+_OWN_MODULES: Final = ("tf_keras.src.layers.", "tf_keras.src.engine.")
+_CAUSE_LENGTH: Final = 300
+
+
+@contextmanager
+def loading(path: Path, what: str, action: str) -> Iterator[None]:
+    """Turn what a loader of Keras raises on a damaged or foreign file into a `ModelError`."""
+    import tensorflow as tf
+
+    try:
+        yield
+    except (
+        ArithmeticError,
+        AssertionError,
+        AttributeError,
+        LookupError,
+        NotImplementedError,
+        OSError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+        tf.errors.OpError,
+    ) as e:
+        lines = [line.strip() for line in str(e).splitlines() if line.strip()]
+        cause = f"{type(e).__name__}: {lines[0] if lines else ''}"[:_CAUSE_LENGTH]
+        raise ModelError(f"{path} can't be loaded {what}", cause=cause, action=action) from e
+
 
 def require_functional(model: Any, path: Path) -> Any:
-    """The model itself, if it is functional or sequential and made of tf_keras's own layers.
+    """The model itself, if it is functional or sequential, stateless and made of tf_keras's own layers.
 
     Raises:
-        ModelError: it is subclassed, not built, or holds a layer of the user's own; names the layer.
+        ModelError: it is subclassed, not built, keeps state between calls, or holds a layer of the user's own; names
+            the layer.
     """
-    import tf_keras
-
-    if not isinstance(model, tf_keras.Sequential | tf_keras.models.Model) or not getattr(model, "_is_graph_network", False):
+    if not getattr(model, "_is_graph_network", False) or not _is_own(model):
         raise ModelError(
             f"{path} holds a {type(model).__name__}, not a functional or sequential Keras model",
-            cause="subclassed models, and SavedModels without Keras metadata, keep no layer graph",
+            cause="a subclassed model, or a sequential one that never saw its input's shape, keeps no layer graph",
             action="rebuild it with the functional API and save it again",
         )
-    for layer in model.layers:
-        if not type(layer).__module__.startswith("tf_keras."):
-            raise ModelError(
-                f"{path}: layer '{layer.name}' is of the user's own class {type(layer).__name__}",
-                cause="its code is not in the file",
-                action="build it from Keras's own layers",
-            )
+    for layer in model._flatten_layers(include_self=False):
+        _require_own(layer, path)
+        _require_stateless(layer, path)
     return model
 
 
-def refuse_code(config: object, path: Path) -> None:
-    """Refuse a Keras configuration that carries Python code.
-
-    Raises:
-        ModelError: it holds a Lambda layer; names the layer.
-    """
-    for part in _mappings(config):
-        inner = part.get("config")
-        if part.get("class_name") == "Lambda":
-            name = inner.get("name", "") if isinstance(inner, Mapping) else ""
-            raise ModelError(
-                f"{path}: layer '{name}' is a Lambda layer",
-                cause="a Lambda layer is Python code inside the model file, and edgebuild runs none",
-                action="replace it with layers or a registered custom layer, and save again",
-            )
+def _is_own(layer: Any) -> bool:
+    return str(type(layer).__module__).startswith(_OWN_MODULES)
 
 
-def _mappings(value: object) -> Iterator[Mapping[str, Any]]:
-    if isinstance(value, Mapping):
-        yield value
-        for inner in value.values():
-            yield from _mappings(inner)
-    elif isinstance(value, list | tuple):
-        for inner in value:
-            yield from _mappings(inner)
+def _require_own(layer: Any, path: Path) -> None:
+    """A SavedModel revives what it can't look up under the old name, in a module of the loader's: not ours to keep."""
+    if not _is_own(layer):
+        raise ModelError(
+            f"{path}: layer '{layer.name}' is of the user's own class {type(layer).__name__}",
+            cause="its class, or a function it uses, is not Keras's own and not in the file",
+            action="build it from Keras's own layers",
+        )
+
+
+def _require_stateless(layer: Any, path: Path) -> None:
+    import tf_keras
+
+    if isinstance(layer, tf_keras.layers.RNN) and layer.stateful:
+        raise ModelError(
+            f"{path}: layer '{layer.name}' is stateful",
+            cause="its state lasts from call to call, and a flatbuffer of constant weights would freeze it",
+            action="build it with stateful=False, and give the state in and out as inputs and outputs",
+        )

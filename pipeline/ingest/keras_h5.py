@@ -1,13 +1,15 @@
-"""Keras HDF5 files of every age: tf_keras reads its own and Keras 2's, the Keras 3 bridge the rest."""
+"""Keras HDF5 files of every age: tf_keras reads its own and Keras 2's, Keras 3 the rest."""
 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 from edgebuild.export.errors import ModelError
-from edgebuild.pipeline.ingest.keras_check import refuse_code, require_functional
+from edgebuild.pipeline.ingest.code_check import refuse_code
+from edgebuild.pipeline.ingest.keras_check import loading, require_functional
 
 
 def read(path: Path) -> Any:
@@ -18,20 +20,14 @@ def read(path: Path) -> Any:
     """
     version, config = _header(path)
     refuse_code(config, path)
-    if int(version.split(".")[0]) >= 3:
+    if _major(version) >= 3:
         from edgebuild.pipeline.ingest import keras3
 
         return require_functional(keras3.read(path), path)
     import tf_keras
 
-    try:
+    with loading(path, f"by tf_keras (Keras {version} wrote it)", "load and save it again with the Keras that wrote it"):
         model = tf_keras.models.load_model(str(path), compile=False)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, IndexError) as e:
-        raise ModelError(
-            f"{path} (Keras {version}) can't be loaded by tf_keras",
-            cause=f"{type(e).__name__}: {str(e).strip().splitlines()[0] if str(e).strip() else ''}",
-            action="load and save it again with the Keras that wrote it",
-        ) from e
     return require_functional(model, path)
 
 
@@ -41,19 +37,25 @@ def _header(path: Path) -> tuple[str, Any]:
 
     try:
         with h5py.File(path, "r") as file:
-            version, config = file.attrs.get("keras_version", "2.0.0"), file.attrs.get("model_config")
-    except OSError as e:
+            version, config = file.attrs.get("keras_version", "1"), file.attrs.get("model_config")
+    except (OSError, RuntimeError, KeyError) as e:
         raise ModelError(f"{path} is not a readable HDF5 file", cause=str(e), action="copy or save it again") from e
     if config is None:
         raise ModelError(
             f"{path} holds weights without a model",
-            cause="it was written by save_weights",
+            cause="it was written by save_weights, or not by Keras",
             action="save the whole model with model.save",
         )
     try:
         return _text(version), json.loads(_text(config))
-    except ValueError as e:
+    except (ValueError, RecursionError) as e:
         raise ModelError(f"{path}: its model configuration is damaged", cause=str(e), action="save it again") from e
+
+
+def _major(version: str) -> int:
+    """The first number of a version; files of Keras 1 and older carry none, or one tf_keras knows to read."""
+    found = re.match(r"\d+", version)
+    return int(found.group()) if found else 1
 
 
 def _text(value: Any) -> str:

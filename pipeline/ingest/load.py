@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from edgebuild.export.errors import ModelError
-from edgebuild.pipeline.ingest import keras_h5, saved_model
+from edgebuild.pipeline.ingest import float_model, keras_h5, parity, saved_model
 
 READERS: Final = {"SavedModel": saved_model.read, "Keras HDF5": keras_h5.read}
 _NOT_YET: Final = {
@@ -26,11 +26,13 @@ def source_format(path: Path) -> str:
         ModelError: nothing is there, or this version can't read it.
     """
     if not path.exists():
-        raise ModelError(f"there is no model at {path}", action="check `model:` in edgebuild.yaml")
+        raise ModelError(
+            f"there is no model at {path}",
+            cause="the path is wrong, or relative to another folder than the config file's",
+            action="check `model:` in edgebuild.yaml",
+        )
     if path.is_dir():
-        if (path / "saved_model.pb").is_file():
-            return "SavedModel"
-        raise ModelError(f"{path} is a folder without a saved_model.pb", action="give the SavedModel's own folder")
+        return _folder_format(path)
     if path.suffix in (".h5", ".hdf5"):
         return "Keras HDF5"
     kind = _NOT_YET.get(path.suffix)
@@ -48,3 +50,33 @@ def read(path: Path) -> Any:
         ModelError: the source is damaged, would run code, or is not functional.
     """
     return READERS[source_format(path)](path)
+
+
+def ingest(path: Path, folder: Path) -> None:
+    """Read the source, write it into `folder` as a float model, and prove that the float model computes the same.
+
+    Raises:
+        ModelError: the source can't be read, or something of it does not survive as plain data.
+    """
+    source = read(path)
+    float_model.save(source, source_format(path), folder)
+    arrays = parity.seeded_inputs(source)
+    wanted, got = (parity.outputs(model, arrays) for model in (source, float_model.rebuild(folder)))
+    error = parity.relative_error(wanted, got)
+    if not error <= parity.MAX_RELATIVE_ERROR:
+        raise ModelError(
+            f"{path} can't be kept as a float model: the copy's outputs differ from the source's by {error:.2g} of their range",
+            cause="a layer keeps something outside its configuration and weights",
+            action="replace preprocessing and custom layers with arithmetic ones, and save again",
+        )
+
+
+def _folder_format(path: Path) -> str:
+    if (path / "saved_model.pb").is_file():
+        return "SavedModel"
+    inner = sorted(file.parent.name for file in path.glob("*/saved_model.pb"))
+    raise ModelError(
+        f"{path} is a folder without a saved_model.pb",
+        cause=f"there is one in {', '.join(inner)}/" if inner else "it is no SavedModel, or a part of it is missing",
+        action="give the SavedModel's own folder",
+    )

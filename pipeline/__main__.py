@@ -1,0 +1,5 @@
+"""`python -m edgebuild.pipeline` is `edgebuild`."""
+
+from edgebuild.pipeline.cli import main
+
+main()

@@ -1,0 +1,89 @@
+"""The house's rules about imports, enforced."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+STAIR = ["calibration", "export", "targets", "device_tests", "pipeline"]
+DOORS = {  # The files that may import a package that crashes, leaks or changes its face.
+    "tflite_runtime": {"export/interpreter.py", "device_tests/runner.py"},
+    "ai_edge_litert": {"export/flatbuffer.py", "device_tests/runner.py"},
+    "tflite_micro": {"targets/tflm_arena.py", "targets/tflm_vectors.py"},
+    "tensorflow_model_optimization": set[str](),
+    "onnx2tf": set[str](),
+}
+HEAVY = {"tensorflow", "keras", "tf_keras", "scipy", "tflite_runtime", "onnx", "onnx2tf"}
+
+
+def imports(path: Path) -> set[str]:
+    tree = ast.parse(path.read_text())
+    names = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module}
+    return names | {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+
+
+def sources(folder: str) -> list[Path]:
+    return sorted((ROOT / folder).rglob("*.py"))
+
+
+@pytest.mark.parametrize("folder", STAIR)
+def test_imports_only_what_stands_below(folder: str) -> None:
+    allowed = STAIR[: STAIR.index(folder) + 1]
+    for path in sources(folder):
+        for name in imports(path):
+            top, _, rest = name.partition(".")
+            assert top != "edgebuild" or rest.split(".")[0] in allowed, f"{path.relative_to(ROOT)} imports {name}"
+
+
+@pytest.mark.parametrize("folder", STAIR)
+def test_no_module_imports_a_heavy_package_at_its_top(folder: str) -> None:
+    for path in sources(folder):
+        if path.name == "train.py":
+            continue
+        top = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.Import | ast.ImportFrom)]
+        names = {a.name for n in top if isinstance(n, ast.Import) for a in n.names}
+        names |= {n.module or "" for n in top if isinstance(n, ast.ImportFrom)}
+        assert not {name.split(".")[0] for name in names} & HEAVY, path
+
+
+@pytest.mark.parametrize("package", DOORS)
+def test_only_door_files_import_a_heavy_package(package: str) -> None:
+    found = {
+        path.relative_to(ROOT).as_posix()
+        for folder in STAIR
+        for path in sources(folder)
+        if path.name != "train.py" and any(name.split(".")[0] == package for name in imports(path))
+    }
+    assert found <= DOORS[package]
+
+
+def loaded_by(code: str, *, cwd: Path, **variables: str) -> set[str]:
+    """The modules a fresh interpreter holds after running `code`."""
+    ended = subprocess.run(
+        [sys.executable, "-c", f"{code}\nimport json, sys; print(json.dumps(sorted(sys.modules)), file=sys.__stdout__)"],
+        cwd=cwd,
+        env=os.environ | variables,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+    return set(json.loads(ended.stdout.splitlines()[-1]))
+
+
+def test_help_imports_click_and_nothing_of_weight(tmp_path: Path) -> None:
+    modules = loaded_by("from edgebuild.pipeline.cli import run; run(['--help'])", cwd=tmp_path)
+    assert not modules & (HEAVY | {"numpy", "pydantic", "yaml", "rich"})
+
+
+def test_a_build_that_finds_all_in_the_store_imports_nothing_of_weight(digits: object, cache: Path) -> None:
+    folder = digits.folder  # type: ignore[attr-defined]
+    code = "from edgebuild.pipeline.cli import run; assert run(['-q']) == 0"
+    assert not loaded_by(code, cwd=folder, EDGEBUILD_CACHE=str(cache)) & HEAVY
