@@ -116,7 +116,8 @@ def _cast(array: NDArray[Any], spec: InputSpec, source: str) -> NDArray[Any]:
     if array.dtype.kind == "f" and cast.dtype.kind == "f":
         spoilt = ~np.isfinite(cast)
     else:
-        spoilt = cast.astype(array.dtype) != array
+        # There and back alone would let -1 pass as the 255 of a uint8: the way back wraps again.
+        spoilt = (cast.astype(array.dtype) != array) | ((cast < 0) != (array < 0))
     if spoilt.any():
         index = [int(i) for i in np.unravel_index(int(np.argmax(spoilt)), array.shape)]
         raise DataError(

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import lzma
+import tokenize
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +18,19 @@ from edgebuild.calibration.errors import DataError
 
 Arrays: TypeAlias = dict[str, NDArray[Any]]
 LABELS = "labels"
+# What numpy and zipfile raise on damaged files: of their own, and from decompressors and numpy's header parser.
+_UNREADABLE: Final = (
+    OSError,
+    ValueError,
+    EOFError,
+    RuntimeError,
+    SyntaxError,
+    MemoryError,
+    tokenize.TokenError,
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+)
 
 
 def load(path: Path) -> Arrays:
@@ -35,28 +51,26 @@ def load(path: Path) -> Arrays:
             cause="data is an .npz file, a folder of .npy files, or package.module:function",
             action="save the arrays with numpy.savez, named after the model's inputs",
         )
-    return {name: array for name, array in arrays.items() if array is not None and array.dtype.kind in "biuf"}
+    return _numeric(arrays)
 
 
 def call(reference: str) -> Arrays:
     """What the user's `package.module:function` gives, by input name: `[N, ...]` each.
 
     The function takes nothing. It returns a mapping of whole arrays, or yields mappings of batches `[B, ...]`, which
-    are joined.
+    are joined. What is not numeric is left out.
 
     Raises:
         DataError: there is no such function, it raises, or gives something else.
     """
     given = _call(_function(reference), reference)
-    if isinstance(given, Mapping):
-        return {str(name): np.asarray(value) for name, value in given.items()}
-    batches = list(given)
+    batches = [given] if isinstance(given, Mapping) else list(given)
     if not batches or not all(isinstance(batch, Mapping) and batch.keys() == batches[0].keys() for batch in batches):
         raise DataError(
             f"{reference} does not give dicts that all hold the same arrays",
             action="yield {input name: array [batch, ...]} for each batch",
         )
-    return {str(name): _joined(reference, str(name), [batch[name] for batch in batches]) for name in batches[0]}
+    return _numeric({str(name): _joined(reference, str(name), [batch[name] for batch in batches]) for name in batches[0]})
 
 
 def choose(arrays: Arrays, count: int | None) -> Arrays:
@@ -68,28 +82,38 @@ def choose(arrays: Arrays, count: int | None) -> Arrays:
     return {name: array[picked] for name, array in arrays.items()}
 
 
+def _numeric(arrays: Mapping[str, NDArray[Any] | None]) -> Arrays:
+    return {name: array for name, array in arrays.items() if array is not None and array.dtype.kind in "biuf"}
+
+
 def _read_npz(path: Path) -> dict[str, NDArray[Any] | None]:
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            return {name: _member(archive, name) for name in archive.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as e:
+        with path.open("rb") as file:  # numpy leaves a file of its own opening open where it is damaged.
+            archive = np.load(file, allow_pickle=False)
+            if not isinstance(archive, Mapping):
+                raise ValueError("it is one array, as numpy.save writes, not an archive")  # noqa: TRY004 - of the file
+            return {name: _unless_pickled(archive.__getitem__, name) for name in archive}
+    except _UNREADABLE as e:
         raise DataError(f"{path} can't be read as .npz", cause=str(e), action="write it again with numpy.savez") from e
 
 
-def _member(archive: Mapping[str, NDArray[Any]], name: str) -> NDArray[Any] | None:
+def _read_npy(path: Path) -> NDArray[Any] | None:
     try:
-        return archive[name]
+        with path.open("rb") as file:
+            return _unless_pickled(np.lib.format.read_array, file)
+    except _UNREADABLE as e:
+        raise DataError(f"{path} can't be read as .npy", cause=str(e), action="write it again with numpy.save") from e
+
+
+def _unless_pickled(read: Callable[[Any], Any], what: object) -> NDArray[Any] | None:
+    """The array, or None for a pickled one and for an archive's member that is none; neither is unpickled."""
+    try:
+        found = read(what)
     except ValueError as e:
-        if "allow_pickle" in str(e):
+        if "Object arrays" in str(e):
             return None
         raise
-
-
-def _read_npy(path: Path) -> NDArray[Any]:
-    try:
-        return np.asarray(np.load(path, allow_pickle=False))
-    except (OSError, ValueError, EOFError) as e:
-        raise DataError(f"{path} can't be read as .npy", cause=str(e), action="write it again with numpy.save") from e
+    return found if isinstance(found, np.ndarray) else None
 
 
 def _function(reference: str) -> Callable[[], Any]:
@@ -102,6 +126,8 @@ def _function(reference: str) -> Callable[[], Any]:
             cause=str(e),
             action="the module must lie beside edgebuild.yaml or be installed",
         ) from e
+    except Exception as e:  # The user's module runs as it is imported.
+        raise _failed(reference, e) from e
     if not callable(found):
         raise DataError(f"{reference} is not a function", action="name a function without parameters")
     return found  # type: ignore[no-any-return]
@@ -112,17 +138,21 @@ def _call(function: Callable[[], Any], reference: str) -> Mapping[str, Any] | It
         given = function()
         return given if isinstance(given, Mapping) else list(given)
     except Exception as e:
-        raise DataError(
-            f"{reference} failed", cause=f"{type(e).__name__}: {e}", action="run it by itself to see"
-        ) from e
+        raise _failed(reference, e) from e
+
+
+def _failed(reference: str, error: Exception) -> DataError:
+    return DataError(
+        f"{reference} failed", cause=f"{type(error).__name__}: {error}", action="run it by itself to see"
+    )
 
 
 def _joined(reference: str, name: str, parts: list[Any]) -> NDArray[Any]:
     try:
         return np.concatenate([np.asarray(part) for part in parts])
-    except ValueError as e:
+    except (ValueError, TypeError) as e:
         raise DataError(
-            f"{reference}: the batches of '{name}' can't be joined",
+            f"{reference}: '{name}' is no array, or its batches can't be joined",
             cause=str(e),
-            action="yield arrays [batch, ...] of one shape beyond the first dimension",
+            action="give arrays [batch, ...] of one shape beyond the first dimension",
         ) from e

@@ -35,7 +35,7 @@ def compare(reference: Mapping[str, NDArray[Any]], candidate: Mapping[str, NDArr
     """Compare outputs by name, `[N, ...]` each.
 
     Raises:
-        ModelError: names or shapes differ: what was converted is another model.
+        ModelError: names or shapes differ: what was converted is another model. Or values are not finite.
     """
     if reference.keys() != candidate.keys():
         raise ModelError(f"the outputs are {sorted(candidate)}, the float model's are {sorted(reference)}")
@@ -56,6 +56,12 @@ def _compare(name: str, reference: NDArray[Any], candidate: NDArray[Any]) -> Agr
             f"output '{name}' has shape {list(candidate.shape)}, the float model's {list(reference.shape)}"
         )
     wanted, got = reference.astype(np.float64), candidate.astype(np.float64)
+    if not np.isfinite(wanted).all():
+        raise ModelError(
+            f"output '{name}' of the float model holds NaN or infinity",
+            cause="the model itself overflows on these samples, so nothing can be told from its outputs",
+            action="check the model and how the samples are scaled",
+        )
     if not np.isfinite(got).all():
         raise ModelError(
             f"output '{name}' holds NaN or infinity where the float model's does not",
@@ -77,4 +83,4 @@ def _cosine(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
     norms = float(np.linalg.norm(a) * np.linalg.norm(b))
     if norms == 0.0:
         return 1.0 if np.array_equal(a, b) else 0.0
-    return min(float(a @ b) / norms, 1.0)
+    return max(-1.0, min(float(a @ b) / norms, 1.0))  # Rounding may leave the range by an ulp.

@@ -88,7 +88,7 @@ def quantize(calibrated: bytes, io_type: IoType) -> bytes:
         wanted = tf.dtypes.as_dtype(io_type)
         return bytes(model if wanted == tf.float32 else modify_model_io_type(model, wanted, wanted))
     except (ImportError, TypeError, ValueError, RuntimeError) as e:
-        raise ModelError("the calibrated model can't be quantized to int8", cause=_last_line(e)) from e
+        raise ModelError("the calibrated model can't be quantized to int8", cause=_reason(e)) from e
 
 
 def quantize_publicly(
@@ -134,11 +134,13 @@ def _convert(converter: Any, precision: str) -> bytes:
     except (ConverterError, ValueError, RuntimeError, TypeError) as e:
         raise ModelError(
             f"TensorFlow's converter refuses the model for {precision}",
-            cause=_last_line(e),
+            cause=_reason(e),
             action="change the layer it names, or choose another precision for this target",
         ) from e
 
 
-def _last_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[-1] if lines else ''}"[:500]
+def _reason(error: Exception) -> str:
+    """The line that names the operator, out of pages of compiler output."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    named = [line.split("error: ", 1)[1] for line in lines if "error: " in line]
+    return (named or lines)[0][:500]

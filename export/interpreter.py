@@ -39,6 +39,7 @@ class Interpreter:
         Raises:
             ModelError: an input does not fit, or an operator fails.
         """
+        self._require_inputs(inputs)
         try:
             for name, tensor in self.flatbuffer.inputs.items():
                 self._runtime.set_tensor(tensor.index, inputs[name])
@@ -48,7 +49,12 @@ class Interpreter:
             raise _refused(e) from e
 
     def predict(self, samples: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[np.float32]]:
-        """Real values in, real values out, over all rows: `[N, ...]` each, quantized and dequantized as declared."""
+        """Real values in, real values out, over all rows: `[N, ...]` each, quantized and dequantized as declared.
+
+        Raises:
+            ModelError: an input does not fit, or an operator fails.
+        """
+        self._require_inputs(samples)
         encoded = {name: encode(samples[name], tensor) for name, tensor in self.flatbuffer.inputs.items()}
         rows = len(next(iter(encoded.values())))
         results = [self.run({name: values[i : i + 1] for name, values in encoded.items()}) for i in range(rows)]
@@ -56,6 +62,13 @@ class Interpreter:
             name: decode(np.concatenate([result[name] for result in results]), tensor)
             for name, tensor in self.flatbuffer.outputs.items()
         }
+
+    def _require_inputs(self, given: Mapping[str, NDArray[Any]]) -> None:
+        missing = [name for name in self.flatbuffer.inputs if name not in given]
+        if missing:
+            raise ModelError(
+                f"the model's input {', '.join(missing)} is not given", cause=f"given are {', '.join(given) or 'none'}"
+            )
 
 
 def encode(values: NDArray[Any], tensor: Tensor) -> NDArray[Any]:

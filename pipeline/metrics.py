@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
@@ -19,7 +20,7 @@ def score(metric: str, outputs: Mapping[str, NDArray[Any]], labels: NDArray[Any]
     first output.
 
     Raises:
-        DataError: labels and outputs do not fit the metric, or the user's function fails.
+        DataError: labels and outputs do not fit the metric, or the user's function fails or gives no finite number.
     """
     if metric in METRICS:
         first = next(iter(outputs.values()))
@@ -44,7 +45,10 @@ def auc(outputs: NDArray[np.float64], labels: NDArray[Any]) -> float:
     ref: the Mann-Whitney U statistic over positives times negatives.
     """
     scores = outputs.reshape(len(outputs), -1)[:, -1]
-    truth = np.asarray(labels).reshape(len(labels), -1)[:, -1].astype(bool)
+    kinds = np.asarray(labels).reshape(len(labels), -1)[:, -1]
+    if not np.isin(kinds, (0, 1)).all():
+        raise DataError("auc needs labels 0 and 1", cause=f"they run from {kinds.min()} to {kinds.max()}")
+    truth = kinds.astype(bool)
     positives, negatives = int(truth.sum()), int((~truth).sum())
     if not positives or not negatives:
         raise DataError("auc needs labels of both kinds, 0 and 1", action="evaluate on normal and anomalous samples")
@@ -73,9 +77,11 @@ METRICS: Final[dict[str, Callable[[NDArray[np.float64], NDArray[Any]], float]]] 
 
 
 def _classes(outputs: NDArray[np.float64], labels: NDArray[Any]) -> NDArray[np.int64]:
-    if outputs.ndim != 2:
+    if outputs.ndim != 2 or outputs.shape[1] == 1:
         raise DataError(
-            f"top-k needs outputs [N, classes], the model gives {list(outputs.shape)}", action="choose another metric"
+            f"top-k needs outputs [N, classes], the model gives {list(outputs.shape)}",
+            cause="of one column the first is always the largest" if outputs.ndim == 2 else "",
+            action="choose another metric: auc for one output that says yes or no",
         )
     if labels.shape == outputs.shape:
         one_hot: NDArray[np.int64] = labels.argmax(axis=1).astype(np.int64)
@@ -98,8 +104,11 @@ def _same_shape(outputs: NDArray[np.float64], labels: NDArray[Any]) -> NDArray[n
 def _custom(reference: str, outputs: Mapping[str, NDArray[Any]], labels: NDArray[Any]) -> float:
     module, _, name = reference.partition(":")
     try:
-        return float(getattr(importlib.import_module(module), name)(dict(outputs), labels))
+        found = float(getattr(importlib.import_module(module), name)(dict(outputs), labels))
     except Exception as e:
         raise DataError(
             f"the metric {reference} failed", cause=f"{type(e).__name__}: {e}", action="run it by itself"
         ) from e
+    if not math.isfinite(found):
+        raise DataError(f"the metric {reference} gives {found}", action="make it give a finite number")
+    return found

@@ -75,7 +75,10 @@ def _require_sound(out: Path, title: str) -> None:
         raise StoreError(f"{title} left nothing, or an empty file", cause="the disk may be full", action="run it again")
     for file in files:
         if file.suffix == ".json":
-            json.loads(file.read_bytes())
+            try:
+                json.loads(file.read_bytes())
+            except ValueError as e:
+                raise StoreError(f"{title} left a damaged {file.name}", cause=str(e), action="run it again") from e
 
 
 def _require_unchanged(task: Task) -> None:

@@ -59,11 +59,10 @@ class Store:
         """The entry's folder if it is there and whole; a damaged one is removed, to be made again."""
         folder = self.place(key)
         try:
-            entry = json.loads((folder / ENTRY).read_bytes())
-            whole = all(digest_file(folder / name) == digest for name, digest in entry["files"].items())
+            whole = _is_whole(folder, key)
         except FileNotFoundError:
             whole = False
-        except (OSError, ValueError, KeyError) as e:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
             if isinstance(e, OSError) and not folder.is_dir():
                 raise _unusable(self.root, e) from e
             whole = False
@@ -112,6 +111,18 @@ class Store:
     def place(self, key: str) -> Path:
         """Where the entry lies, or would."""
         return self.root / key[:2] / key
+
+
+def _is_whole(folder: Path, key: str) -> bool:
+    """Whether the entry is of this key and holds the files it lists, as they were, and no other."""
+    entry = json.loads((folder / ENTRY).read_bytes())
+    there = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if not file.is_dir()}
+    listed = entry["files"]
+    return (
+        entry["key"] == key
+        and there == {*listed, ENTRY}
+        and all(digest_file(folder / name) == digest for name, digest in listed.items())
+    )
 
 
 def _flush(path: Path) -> None:

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from edgebuild.export.flatbuffer import Flatbuffer
-    from edgebuild.targets.target import Artifact, IoType, Precision
+    from edgebuild.export.formats import IoType, Precision
+    from edgebuild.targets.target import Artifact
 
 NAME: str = "cpu"
 SUMMARY: str = "tflite-runtime on the CPU of a board or phone"

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from edgebuild.export.flatbuffer import Flatbuffer
-    from edgebuild.targets.target import Artifact, IoType, Precision
+    from edgebuild.export.formats import IoType, Precision
+    from edgebuild.targets.target import Artifact
 
 NAME: str = "edgetpu"
 SUMMARY: str = "Coral Edge TPU, through its compiler and delegate"

@@ -9,7 +9,7 @@ from typing import Any
 
 from edgebuild.export.errors import ModelError
 from edgebuild.pipeline.ingest import parity
-from edgebuild.pipeline.ingest.keras3_layers import copy_weights, twin_of
+from edgebuild.pipeline.ingest.keras3_layers import copy_weights, twin_of, untranslatable
 from edgebuild.pipeline.ingest.keras_check import loading
 
 os.environ["KERAS_BACKEND"] = "tensorflow"  # Read when Keras 3 is imported; a user's JAX or PyTorch is no use here.
@@ -24,7 +24,7 @@ def read(path: Path) -> Any:
     """
     import keras
 
-    with loading(path, "by Keras 3, which wrote it", "save it again with this or a newer Keras"):
+    with loading(path, "by Keras 3, which wrote it", "rebuild it from layers alone: the .h5 of Keras 3 keeps no operations between layers, nor masks"):
         source = keras.models.load_model(str(path), compile=False)
     twin = replay(source)
     _require_equal(source, twin, path)
@@ -53,7 +53,7 @@ def replay(source: Any) -> Any:
         _call(node, twins, tensors)
 
     def twin(structure: Any) -> Any:
-        return keras.tree.map_structure(lambda tensor: tensors[id(tensor)], structure)
+        return keras.tree.map_structure(lambda tensor: _twin_tensor(tensor, tensors), structure)
 
     return tf_keras.Model(twin(graph._inputs_struct), twin(graph._outputs_struct), name=source.name)
 
@@ -78,30 +78,56 @@ def _calls(graph: Any) -> Iterator[Any]:
 
 
 def _call(node: Any, twins: dict[int, Callable[..., Any]], tensors: dict[int, Any]) -> None:
-    """Call the twin as its source was called, and note what came out."""
+    """Call the twin as its source was called, and note what came out.
+
+    Operations outside layers are passed over: those that compute masks have no place in tf_keras, which carries masks
+    along itself. Where another layer needs the result of one, `_arguments` refuses it.
+    """
     import keras
 
     layer = node.operation
+    if not isinstance(layer, keras.Layer):
+        return
+    args, kwargs = _arguments(node, tensors)
     first = id(layer) not in twins
     if first:
         twins[id(layer)] = replay(layer) if isinstance(layer, keras.Model) else twin_of(layer)
-    args, kwargs = keras.tree.map_structure(
-        lambda value: tensors[id(value)] if isinstance(value, keras.KerasTensor) else value,
-        (node.arguments.args, node.arguments.kwargs),
-    )
-    given = {key: value for key, value in kwargs.items() if value is not None and key != "training"}
     try:
-        results = twins[id(layer)](*args, **given)
+        results = twins[id(layer)](*args, **kwargs)
     except (TypeError, ValueError) as e:
-        raise ModelError(
-            f"layer '{layer.name}' ({type(layer).__name__}) of Keras 3 can't be called the same way in tf_keras",
-            cause=f"{type(e).__name__}: {e}",
-            action="build it from layers that Keras 2 has too",
-        ) from e
+        raise untranslatable(layer, f"it can't be called the same way. {type(e).__name__}: {e}") from e
     if first and not isinstance(layer, keras.Model):
         copy_weights(layer, twins[id(layer)])
     flat = keras.tree.flatten(results)
     tensors.update({id(output): tensor for output, tensor in zip(node.outputs, flat, strict=True)})
+
+
+def _arguments(node: Any, tensors: dict[int, Any]) -> tuple[Any, dict[str, Any]]:
+    """What the twin is called with, without the masks that tf_keras finds itself."""
+    import keras
+
+    def twin(value: Any) -> Any:
+        return _twin_tensor(value, tensors) if isinstance(value, keras.KerasTensor) else value
+
+    kwargs = {
+        key: value
+        for key, value in node.arguments.kwargs.items()
+        if value is not None and key != "training" and not (key == "mask" and _is_computed(value, tensors))
+    }
+    args, given = keras.tree.map_structure(twin, (node.arguments.args, kwargs))
+    return args, given
+
+
+def _is_computed(mask: Any, tensors: dict[int, Any]) -> bool:
+    import keras
+
+    return all(id(value) not in tensors for value in keras.tree.flatten(mask) if value is not None)
+
+
+def _twin_tensor(tensor: Any, tensors: dict[int, Any]) -> Any:
+    if id(tensor) not in tensors:
+        raise untranslatable(tensor._keras_history.operation, "it is an operation outside any layer")
+    return tensors[id(tensor)]
 
 
 def _require_equal(source: Any, twin: Any, path: Path) -> None:

@@ -43,15 +43,24 @@ def copy_weights(layer: Any, twin: Any) -> None:
     for weight in getattr(built, "weights", []):
         fitting = [other for other in left if tuple(other.shape) == tuple(weight.shape)]
         if not fitting:
-            raise _untranslatable(layer, f"its weight {weight.name} has no source")
+            raise untranslatable(layer, f"its weight {weight.name} has no source")
         best = max(fitting, key=lambda other: _common_end(other.path, weight.name))  # noqa: B023 - used at once
         left = [other for other in left if other is not best]
         values.append(best.numpy())
     if left:
-        raise _untranslatable(layer, f"nothing takes its weight {left[0].path}")
+        raise untranslatable(layer, f"nothing takes its weight {left[0].path}")
     if values:
         built.set_weights(values)
         built.finalize_state()
+
+
+def untranslatable(layer: Any, cause: str) -> ModelError:
+    """The refusal of one layer, by its name and class."""
+    return ModelError(
+        f"layer '{layer.name}' ({type(layer).__name__}) can't be translated from Keras 3 to tf_keras",
+        cause=cause,
+        action="build it from layers that Keras 2 has too, or save the model as .h5 with tf_keras",
+    )
 
 
 class _Activated:
@@ -128,14 +137,14 @@ def _twin_layer(layer: Any, changes: Mapping[str, Any]) -> Any:
     kind = type(layer).__name__
     cls = getattr(tf_keras.layers, kind, None)
     if cls is None or not type(layer).__module__.startswith("keras.src.layers."):
-        raise _untranslatable(layer, "tf_keras has no such layer")
+        raise untranslatable(layer, "tf_keras has no such layer")
     arguments = dict(_arguments(layer, cls)) | changes
     if "hard_sigmoid" in {arguments.get("activation"), arguments.get("recurrent_activation")}:
-        raise _untranslatable(layer, "hard_sigmoid is another function in tf_keras")
+        raise untranslatable(layer, "hard_sigmoid is another function in tf_keras")
     try:
         return cls(**arguments)
     except (TypeError, ValueError) as e:
-        raise _untranslatable(layer, f"{type(e).__name__}: {e}") from e
+        raise untranslatable(layer, f"{type(e).__name__}: {e}") from e
 
 
 def _arguments(layer: Any, cls: type) -> Iterator[tuple[str, Any]]:
@@ -149,7 +158,7 @@ def _arguments(layer: Any, cls: type) -> Iterator[tuple[str, Any]]:
         if name in accepted:
             yield name, _value(layer, key, value)
         elif value and not (key in defaults and value == defaults[key].default):
-            raise _untranslatable(layer, f"tf_keras does not know its {key}={value!r}")
+            raise untranslatable(layer, f"tf_keras does not know its {key}={value!r}")
 
 
 def _config(layer: Any) -> dict[str, Any]:
@@ -179,13 +188,14 @@ def _inner(outer: Any, layer: Any) -> Any:
         return replay(layer)
     twin = twin_of(layer)
     if isinstance(twin, _Activated | _HardSigmoid | _HardSilu):
-        raise _untranslatable(outer, f"it wraps '{layer.name}', whose activation tf_keras lacks")
+        raise untranslatable(outer, f"it wraps '{layer.name}', whose activation tf_keras lacks")
     return twin
 
 
 def _accepted(cls: type) -> set[str]:
     """Every argument a tf_keras layer's constructor takes, through the bases it passes `**kwargs` on to."""
     names = {"name", "trainable", "dtype", "batch_input_shape"}
+    names |= {"zero_output_for_mask"} if hasattr(cls, "reset_states") else set()  # Recurrent layers pop it unseen.
     for base in cls.__mro__:
         if "__init__" in vars(base):
             parameters = inspect.signature(base.__init__).parameters  # type: ignore[misc]
@@ -199,11 +209,3 @@ def _common_end(path: str, name: str) -> int:
     """How many parts two paths have in common, from the end; 0 where even the last differs."""
     pairs = list(zip(path.split("/")[::-1], name.split(":")[0].split("/")[::-1], strict=False))
     return next((i for i, (a, b) in enumerate(pairs) if a != b), len(pairs))
-
-
-def _untranslatable(layer: Any, cause: str) -> ModelError:
-    return ModelError(
-        f"layer '{layer.name}' ({type(layer).__name__}) of Keras 3 can't be translated to tf_keras",
-        cause=cause,
-        action="build it from layers that Keras 2 has too, or save the model as .h5 with tf_keras",
-    )

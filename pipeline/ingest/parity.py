@@ -62,6 +62,8 @@ def _values(random: np.random.Generator, tensor: Any, vocabulary: int | None) ->
     rows = tensor.shape[0] or _ROWS
     shape, dtype = (rows, *tensor.shape[1:]), tensor.dtype.as_numpy_dtype
     if vocabulary is None and np.issubdtype(dtype, np.floating):
-        return random.standard_normal(shape).astype(dtype)
+        values = random.standard_normal(shape).astype(dtype)
+        values[(0, *(slice(size // 2, None) for size in shape[1:2]))] = 0  # Zeros are what Masking masks.
+        return values
     highest = 1 if dtype == np.bool_ else min(vocabulary - 1 if vocabulary else _LARGEST_INTEGER, _LARGEST_INTEGER)
     return random.integers(0, highest, shape, endpoint=True).astype(dtype)

@@ -1,0 +1,213 @@
+"""The engine: what can run runs, side by side, once; a failure costs what needs it and nothing else."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import stand_ins
+from edgebuild.calibration.errors import DataError
+from edgebuild.pipeline import stages
+from edgebuild.pipeline.engine import Event, Outcome, execute, survey
+from edgebuild.pipeline.errors import CrashError, InternalError, StoreError, exit_code
+from edgebuild.pipeline.store import Store, digest_tree
+from edgebuild.pipeline.task import Source, Stage, Task, key
+
+NAMES = ("write", "process_id", "segfault", "killed", "refuse", "broken", "nothing", "malformed", "touch_source", "slow")
+
+
+@pytest.fixture(autouse=True)
+def misbehaving_stages(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """Register the stand-ins here, and in worker processes through a start-up file."""
+    for name in NAMES:
+        stage = Stage(name=name, version=1, function=getattr(stand_ins, name), worker="light", tools=())
+        monkeypatch.setitem(stages.STAGES, name, stage)
+    start_up = tmp_path / "start_up"
+    start_up.mkdir()
+    (start_up / "sitecustomize.py").write_text(
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "if 'edgebuild.pipeline.worker' in sys.orig_argv:\n"
+        "    import stand_ins\n"
+        "    from edgebuild.pipeline import stages\n"
+        "    from edgebuild.pipeline.task import Stage\n"
+        f"    for name in {NAMES!r}:\n"
+        "        function = getattr(stand_ins, name)\n"
+        "        stages.STAGES[name] = Stage(name=name, version=1, function=function, worker='light', tools=())\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(start_up))
+    yield
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "store")
+
+
+def task(stage: str, text: str = "", *, sources: Mapping[str, Path] | None = None, **inputs: Task) -> Task:
+    made = Task(
+        stage=stage,
+        parameters=stand_ins.Text(text=text),
+        inputs={name: needed.key for name, needed in inputs.items()},
+        sources={name: Source(path=path, digest=digest_tree(path)) for name, path in (sources or {}).items()},
+        title=f"{stage} {text}".strip(),
+    )
+    return replace(made, key=key(stages.STAGES[stage], made))
+
+
+def run(store: Store, *tasks: Task, jobs: int = 2, events: list[Event] | None = None) -> Outcome:
+    heard = events if events is not None else []
+    return execute({t.key: t for t in tasks}, [t.key for t in tasks], store, jobs=jobs, on_event=heard.append)
+
+
+def text(outcome: Outcome, made: Task) -> str:
+    return (outcome.results[made.key] / "text").read_text()
+
+
+def test_a_task_gets_what_its_inputs_made(store: Store) -> None:
+    first, second = task("write", "a"), task("write", "b")
+    third = task("write", "c", x=first, y=second)
+    assert text(run(store, first, second, third), third) == "abc"
+
+
+def test_what_is_stored_is_not_run_again(store: Store) -> None:
+    made = task("process_id")
+    first = text(run(store, made), made)
+    events: list[Event] = []
+    assert text(run(store, made, events=events), made) == first
+    assert [event.state for event in events] == ["cached"]
+
+
+def test_only_what_a_goal_needs_is_looked_up_or_run(store: Store) -> None:
+    first = task("write", "a")
+    second = task("write", "b", x=first)
+    unrelated = task("broken")
+    tasks = {t.key: t for t in (first, second, unrelated)}
+    execute(tasks, [second.key], store, jobs=1, on_event=lambda _: None)
+    found, missing = survey(tasks, [second.key], store)
+    assert list(found) == [second.key]
+    assert not missing
+
+
+def test_one_worker_serves_many_tasks(store: Store) -> None:
+    chain = [task("process_id", "0")]
+    for index in range(1, 4):
+        chain.append(task("process_id", str(index), x=chain[-1]))
+    outcome = run(store, *chain)
+    assert len({text(outcome, made) for made in chain}) == 1
+
+
+def test_tasks_run_side_by_side_up_to_jobs(store: Store) -> None:
+    def overlapping(jobs: int, pause: str) -> int:
+        tasks = [task("slow", f"{pause}{index}") for index in range(4)]
+        outcome = run(store, *tasks, jobs=jobs)
+        spans = [tuple(map(float, text(outcome, made).split())) for made in tasks]
+        return max(sum(a <= begin < b for a, b in spans) for begin, _ in spans)
+
+    assert overlapping(1, "0.20") == 1
+    assert overlapping(2, "0.21") == 2
+
+
+@pytest.mark.parametrize(("stage", "name"), [("segfault", "SIGSEGV"), ("killed", "SIGKILL")])
+def test_a_crash_takes_down_its_task_by_name_and_nothing_else(store: Store, stage: str, name: str) -> None:
+    crashing = task(stage)
+    needing = task("write", "b", x=crashing)
+    others = [task("write", str(index)) for index in range(3)]
+    outcome = run(store, crashing, needing, *others)
+    failure = outcome.failures[crashing.key]
+    assert isinstance(failure, CrashError)
+    assert name in failure.what
+    assert stage in failure.what
+    assert failure.action
+    assert exit_code(failure) == 3
+    assert outcome.failures[needing.key] is failure
+    assert all(text(outcome, made) == made.parameters.text for made in others)
+
+
+def test_a_failure_is_told_as_it_was_raised_and_never_stored(store: Store) -> None:
+    refusing = task("refuse")
+    for _ in range(2):
+        failure = run(store, refusing).failures[refusing.key]
+        assert isinstance(failure, DataError)
+        assert (failure.what, failure.cause, failure.action) == ("refused", "because", "do otherwise")
+    assert store.find(refusing.key) is None
+
+
+def test_a_fault_of_ours_is_told_as_one(store: Store) -> None:
+    broken = task("broken")
+    failure = run(store, broken).failures[broken.key]
+    assert isinstance(failure, InternalError)
+    assert "ZeroDivisionError: a fault of ours" in failure.cause
+    assert exit_code(failure) == 1
+
+
+@pytest.mark.parametrize("stage", ["nothing", "malformed"])
+def test_a_stage_that_ends_well_without_a_sound_result_fails(store: Store, stage: str) -> None:
+    made = task(stage)
+    assert isinstance(run(store, made).failures[made.key], StoreError)
+    assert store.find(made.key) is None
+
+
+def test_a_source_that_changes_while_it_is_read_spoils_nothing(store: Store, tmp_path: Path) -> None:
+    source = tmp_path / "data"
+    source.write_text("original")
+    made = task("touch_source", sources={"data": source})
+    failure = run(store, made).failures[made.key]
+    assert isinstance(failure, DataError)
+    assert str(source) in failure.what
+    assert store.find(made.key) is None
+
+
+def test_nothing_half_written_is_left(store: Store) -> None:
+    run(store, task("refuse"), task("segfault"), task("write", "a"))
+    left = [path for path in (store.root / "staging").rglob("*") if path.is_file()]
+    # A process that dies by a signal can't tidy up after itself; what it leaves lies apart from every entry.
+    assert all(path.read_text() == "half" for path in left)
+    entries = [path.parent for path in store.root.rglob("entry.json")]
+    assert len(entries) == 1
+
+
+def test_workers_end_with_the_build(store: Store) -> None:
+    made = task("process_id")
+    pid = int(text(run(store, made), made))
+    deadline = time.monotonic() + 5
+    while Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not Path(f"/proc/{pid}").exists()
+
+
+def test_an_interrupt_ends_the_workers_and_keeps_the_store(tmp_path: Path) -> None:
+    script = (
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "import test_engine as t, pathlib, stand_ins\n"
+        "from edgebuild.pipeline.cli import run\n"
+        "from edgebuild.pipeline import stages, commands\n"
+        "for n in t.NAMES:\n"
+        "    stages.STAGES[n] = t.Stage(name=n, version=1, function=getattr(stand_ins, n), worker='light', tools=())\n"
+        f"store = t.Store(pathlib.Path({str(tmp_path / 'store')!r}))\n"
+        "def build(**_):\n"
+        "    first = t.task('process_id'); t.run(store, first, t.task('slow', '60', x=first), events=Events())\n"
+        "class Events(list):\n"
+        "    def append(self, event): print(event.state, event.task.stage, flush=True)\n"
+        "commands.build = build\n"
+        "sys.exit(run(['build']))\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("started slow"):
+            break
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=10)
+    assert process.returncode == 130, stderr
+    assert "interrupted" in stderr
+    assert "Traceback" not in stderr
+    pid = int(next((tmp_path / "store").rglob("text")).read_text())
+    assert not Path(f"/proc/{pid}").exists()
+

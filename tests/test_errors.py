@@ -1,0 +1,216 @@
+"""Every way a build can go wrong: the exit code, one clear message, no traceback, nothing half-written."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from conftest import Ended
+from edgebuild.pipeline import demo
+
+Run = Callable[..., Ended]
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """The demo's files, not yet built."""
+    demo.lay_out(tmp_path)
+    return tmp_path
+
+
+def change(project: Path, **settings: Any) -> None:
+    config = yaml.safe_load((project / "edgebuild.yaml").read_text())
+    (project / "edgebuild.yaml").write_text(yaml.safe_dump(config | settings))
+
+
+def expect(ended: Ended, code: int, *words: str) -> None:
+    """The code, the words, an action, and no traceback."""
+    assert ended.code == code, ended.stderr
+    assert "Traceback" not in ended.stderr
+    for word in words:
+        assert word in ended.stderr, ended.stderr
+
+
+def refused(run: Run, project: Path, code: int, *words: str) -> None:
+    """The build ends so, and leaves no artifact."""
+    expect(run(cwd=project), code, *words, "  do: ")
+    assert not list(project.glob("build/*/*"))
+
+
+def test_no_configuration(run: Run, tmp_path: Path) -> None:
+    refused(run, tmp_path, 2, "there is no edgebuild.yaml", "edgebuild init MODEL")
+
+
+def test_yaml_that_is_none(run: Run, project: Path) -> None:
+    (project / "edgebuild.yaml").write_text("model: [")
+    refused(run, project, 2, "can't be read")
+
+
+def test_unknown_key(run: Run, project: Path) -> None:
+    change(project, gates={"max_metric_dorp": 0.1})
+    refused(run, project, 2, "gates.max_metric_dorp: unknown key; did you mean max_metric_drop?")
+
+
+def test_wrong_type(run: Run, project: Path) -> None:
+    change(project, gates={"min_metric": "high"})
+    refused(run, project, 2, "gates.min_metric", "'high'")
+
+
+def test_missing_files(run: Run, project: Path) -> None:
+    (project / "calibration.npz").unlink()
+    refused(run, project, 2, "data.calibration", "calibration.npz")
+
+
+def test_missing_model(run: Run, project: Path) -> None:
+    change(project, model="nowhere.h5")
+    refused(run, project, 2, "model: there is nothing at", "nowhere.h5")
+
+
+def test_unknown_target_on_the_command_line(run: Run, project: Path) -> None:
+    expect(run("--target", "edgtpu", cwd=project), 2, "edgtpu", "edgetpu")
+
+
+def test_unknown_option_and_stage(run: Run, project: Path) -> None:
+    expect(run("--frobnicate", cwd=project), 2, "--frobnicate")
+    expect(run("--until", "lunch", cwd=project), 2, "lunch", "ingest")
+
+
+def test_quantized_target_without_calibration_data(run: Run, project: Path) -> None:
+    change(project, data={"evaluation": "evaluation.npz"})
+    refused(run, project, 2, "data.calibration: required", "precision: float32")
+
+
+def test_nan_in_the_data(run: Run, project: Path) -> None:
+    image = np.load(project / "calibration.npz")["image"]
+    image[3, 2, 1, 0] = np.nan
+    np.savez(project / "calibration.npz", image=image)
+    ended = run("--json", cwd=project)
+    expect(ended, 2, "calibration.npz", "'image'", "nan at index [3, 2, 1, 0]")
+    assert set(ended.report["failures"]) == {"cpu", "edgetpu", "mcu"}
+    assert set(ended.report["targets"]) == {"gpu"}, "float16 needs no calibration"
+
+
+def test_data_of_another_shape(run: Run, project: Path) -> None:
+    np.savez(project / "evaluation.npz", image=np.zeros((5, 64), np.float32), labels=np.zeros(5, int))
+    refused(run, project, 2, "evaluation.npz", "[5, 64]", "[N, 8, 8, 1]")
+
+
+def test_data_without_labels(run: Run, project: Path) -> None:
+    shutil.copyfile(project / "calibration.npz", project / "evaluation.npz")
+    refused(run, project, 2, "evaluation.npz holds no array 'labels'")
+
+
+def test_a_function_that_fails(run: Run, project: Path) -> None:
+    (project / "mine.py").write_text("def data():\n    raise RuntimeError('no disk today')\n")
+    change(project, data={"calibration": "mine:data", "evaluation": "evaluation.npz"}, targets={"cpu": {}})
+    refused(run, project, 2, "mine:data failed", "no disk today")
+
+
+def test_a_function_of_the_users_own_serves_as_data_and_metric(run: Run, project: Path) -> None:
+    (project / "mine.py").write_text(
+        "import numpy as np\n"
+        "def data():\n"
+        "    images = np.load('calibration.npz')['image']\n"
+        "    return ({'image': images[i:i + 50]} for i in range(0, 200, 50))\n"
+        "def errors(outputs, labels):\n"
+        "    return float((outputs['digit'].argmax(1) != labels).sum())\n"
+    )
+    change(
+        project,
+        data={"calibration": "mine:data", "evaluation": "evaluation.npz"},
+        metric={"name": "mine:errors", "higher_is_better": False},
+        targets={"cpu": {}},
+        gates={"max_metric_drop": 6},
+    )
+    ended = run("--json", cwd=project)
+    expect(ended, 0)
+    assert ended.report["targets"]["cpu"]["metric"]["float"] == 4.0
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("model.keras", b"PK", "does not read"),
+        ("model.onnx", b"", "ONNX"),
+        ("model.pth", b"", "pickled"),
+        ("model.h5", b"not hdf5 at all", "not a readable HDF5 file"),
+        ("model.txt", b"", "no model format"),
+    ],
+)
+def test_a_model_that_cannot_be_read(run: Run, project: Path, name: str, content: bytes, words: str) -> None:
+    (project / name).write_bytes(content)
+    change(project, model=name)
+    refused(run, project, 3, words)
+
+
+def test_a_missing_metric_is_inconclusive_and_never_passes(run: Run, project: Path) -> None:
+    change(project, data={"calibration": "calibration.npz"}, targets={"gpu": {}})
+    expect(run(cwd=project), 4, "gate min_metric: inconclusive", "no evaluation data")
+
+
+@pytest.mark.parametrize(
+    ("targets", "gates", "code", "words"),
+    [
+        ({"gpu": {}}, {"min_metric": 0.9999}, 4, "gpu: gate min_metric: fail"),
+        ({"gpu": {}}, {"max_size_kib": 1}, 5, "gpu: gate max_size_kib: fail"),
+        ({"mcu": {"max_arena_kib": 1}}, {}, 5, "mcu: gate max_arena_kib: fail"),
+        ({"mcu": {"max_flash_kib": 1}}, {}, 5, "mcu: gate max_flash_kib: fail"),
+        ({"cpu": {"max_latency_ms": 0.000001}}, {}, 6, "cpu: gate max_latency_ms: fail"),
+        ({"gpu": {"max_latency_ms": 100}}, {}, 8, "gpu: gate max_latency_ms: inconclusive"),
+        ({"gpu": {"max_arena_kib": 64}}, {}, 5, "gpu: gate max_arena_kib: inconclusive"),
+        ({"cpu": {"max_latency_ms": 0.000001}, "mcu": {"max_arena_kib": 1}}, {}, 5, "cpu: gate max_latency_ms: fail"),
+    ],
+)
+def test_a_gate_that_does_not_pass(
+    run: Run, project: Path, targets: dict[str, Any], gates: dict[str, Any], code: int, words: str
+) -> None:
+    change(project, targets=targets, gates=gates)
+    expect(run(cwd=project), code, words)
+    assert (project / "build/report.json").exists(), "what failed a gate can be looked at"
+
+
+def test_an_unwritable_output(run: Run, project: Path) -> None:
+    (project / "taken").write_text("a file")
+    expect(run("-t", "gpu", "-o", "taken", cwd=project), 2, "taken can't be written")
+
+
+def test_an_unusable_store(run: Run, project: Path) -> None:
+    (project / "taken").write_text("a file")
+    expect(run("-t", "gpu", cwd=project, EDGEBUILD_CACHE=str(project / "taken")), 1, "store", "EDGEBUILD_CACHE")
+
+
+def test_a_model_that_crashes_the_calibrator_fails_alone(run: Run, tmp_path: Path) -> None:
+    """An int8 GRU in a loop takes the process down (tensorflow#62281); float16 needs no calibration."""
+    import tf_keras as keras
+
+    keras.utils.set_random_seed(1)
+    inputs = keras.Input((8, 4), name="steps")
+    keras.Model(inputs, keras.layers.Dense(3)(keras.layers.GRU(8)(inputs))).save(tmp_path / "gru.h5")
+    np.savez(tmp_path / "data.npz", steps=np.random.default_rng(0).normal(size=(20, 8, 4)).astype(np.float32))
+    config = {"model": "gru.h5", "data": {"calibration": "data.npz"}, "targets": {"cpu": {}, "gpu": {}}}
+    (tmp_path / "edgebuild.yaml").write_text(yaml.safe_dump(config))
+    ended = run("--json", cwd=tmp_path)
+    expect(ended, 3, "SIG", "calibrate", "unroll=True")
+    assert list(ended.report["targets"]) == ["gpu"]
+    assert list(ended.report["failures"]) == ["cpu"]
+
+
+def test_debug_shows_what_happened_underneath(run: Run, project: Path) -> None:
+    (project / "model.h5").write_bytes(b"not hdf5 at all")
+    change(project, model="model.h5")
+    ended = run("--debug", cwd=project)
+    assert ended.code == 3
+    assert re.search(r"Traceback .*\n(.*\n)*.*ModelError", ended.stderr)
+
+
+def test_quiet_tells_failures_alone(run: Run, project: Path) -> None:
+    assert run("-q", "-t", "gpu", cwd=project).stderr == ""
+    ended = run("-q", "-t", "gpu", "--set", "gates.min_metric=0.9999", cwd=project)
+    assert ended.stderr.strip().startswith("gpu: gate min_metric: fail")
