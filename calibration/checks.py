@@ -113,11 +113,11 @@ def _cast(array: NDArray[Any], spec: InputSpec, source: str) -> NDArray[Any]:
     """Cast where no value changes but for float rounding: float64 to float32 yes, 0.5 to int32 no."""
     with np.errstate(over="ignore", invalid="ignore"):
         cast = array.astype(spec.dtype)
+        back = cast.astype(array.dtype)
     if array.dtype.kind == "f" and cast.dtype.kind == "f":
         spoilt = ~np.isfinite(cast)
-    else:
-        # There and back alone would let -1 pass as the 255 of a uint8: the way back wraps again.
-        spoilt = (cast.astype(array.dtype) != array) | ((cast < 0) != (array < 0))
+    else:  # There and back alone would let -1 pass as the 255 of a uint8: the way back wraps again.
+        spoilt = (back != array) | ((cast < 0) != (array < 0))
     if spoilt.any():
         index = [int(i) for i in np.unravel_index(int(np.argmax(spoilt)), array.shape)]
         raise DataError(

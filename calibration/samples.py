@@ -70,7 +70,9 @@ def call(reference: str) -> Arrays:
             f"{reference} does not give dicts that all hold the same arrays",
             action="yield {input name: array [batch, ...]} for each batch",
         )
-    return _numeric({str(name): _joined(reference, str(name), [batch[name] for batch in batches]) for name in batches[0]})
+    return _numeric(
+        {str(name): _joined(reference, str(name), [batch[name] for batch in batches]) for name in batches[0]}
+    )
 
 
 def choose(arrays: Arrays, count: int | None) -> Arrays:
@@ -142,9 +144,7 @@ def _call(function: Callable[[], Any], reference: str) -> Mapping[str, Any] | It
 
 
 def _failed(reference: str, error: Exception) -> DataError:
-    return DataError(
-        f"{reference} failed", cause=f"{type(error).__name__}: {error}", action="run it by itself to see"
-    )
+    return DataError(f"{reference} failed", cause=f"{type(error).__name__}: {error}", action="run it by itself to see")
 
 
 def _joined(reference: str, name: str, parts: list[Any]) -> NDArray[Any]:

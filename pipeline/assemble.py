@@ -108,6 +108,7 @@ def _target(
         precision=export.precision,
         io=export.io,
         route=raw["route"],
+        calibration_samples=raw["calibration_samples"],
         **figures,
         agreement=agreement,
         metric=metric,

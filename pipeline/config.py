@@ -18,34 +18,60 @@ Example (the tests parse it)::
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, TypeAlias
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import ErrorDetails
 
 from edgebuild.export.formats import IoType, Precision
 from edgebuild.pipeline.errors import ConfigError
+from edgebuild.targets.profile import load_profile, profile_names
+from edgebuild.targets.profile import load_profile, profile_names
 from edgebuild.targets.registry import TARGETS
 
 NAME: Final = "edgebuild.yaml"
 METRICS: Final = ("top1", "top5", "auc", "mse", "mae")
 LOWER_IS_BETTER: Final = frozenset({"mse", "mae"})
+MAX_SEED: Final = 2**32 - 1  # What numpy takes.
 Positive: TypeAlias = Annotated[float, Field(gt=0)]
 Share: TypeAlias = Annotated[float, Field(ge=0, le=1)]
 
 
 class Record(BaseModel):
-    """Frozen, strict about keys and types."""
+    """Frozen, strict about keys and types; a limit of NaN would hold to nothing."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+def _or(kind: str) -> Callable[[dict[str, Any]], None]:
+    """Add to a record's JSON Schema the shorthand that its validator takes."""
+
+    def extend(schema: dict[str, Any]) -> None:
+        record = dict(schema)
+        schema.clear()
+        schema["anyOf"] = [{"type": kind}, record]
+
+    return extend
 
 
 class DataSource(Record):
     """One set of samples: an .npz file, a folder of .npy files, or `package.module:function`."""
+
+    model_config = ConfigDict(json_schema_extra=_or("string"))
 
     source: str
     samples: Annotated[int, Field(gt=0)] | None = Field(default=None, description="use at most so many, evenly spread")
@@ -58,9 +84,7 @@ class DataSource(Record):
     @property
     def function(self) -> str | None:
         """The reference, where the source is a function."""
-        module, _, name = self.source.partition(":")
-        is_reference = all(part.isidentifier() for part in module.split(".")) and name.isidentifier()
-        return self.source if is_reference else None
+        return self.source if _is_reference(self.source) else None
 
 
 class Data(Record):
@@ -71,15 +95,22 @@ class Data(Record):
     training: DataSource | None = Field(default=None, description="for fine-tuning; unused by this version")
 
 
+def _is_reference(text: str) -> bool:
+    """Whether it reads `package.module:function`."""
+    module, _, function = text.partition(":")
+    return all(part.isidentifier() for part in module.split(".")) and function.isidentifier()
+
+
 def _known_metric(name: str) -> str:
-    module, _, function = name.partition(":")
-    if name not in METRICS and not (module and function):
+    if name not in METRICS and not _is_reference(name):
         raise ValueError(f"'{name}' is neither one of {', '.join(METRICS)} nor package.module:function")
     return name
 
 
 class Metric(Record):
     """What is measured on the evaluation data; a function of the user's own says which way is better."""
+
+    model_config = ConfigDict(json_schema_extra=_or("string"))
 
     name: Annotated[str, AfterValidator(_known_metric)] = "top1"
     higher_is_better: bool | None = Field(default=None, description="only for package.module:function")
@@ -89,6 +120,12 @@ class Metric(Record):
     def _plain(cls, value: object) -> object:
         return {"name": value} if isinstance(value, str) else value
 
+    @model_validator(mode="after")
+    def _direction_is_of_the_users_own(self) -> Metric:
+        if self.name in METRICS and self.higher_is_better is not None:
+            raise ValueError(f"higher_is_better is only for package.module:function; that of {self.name} is known")
+        return self
+
 
 class Board(Record):
     """A board of one's own."""
@@ -97,8 +134,24 @@ class Board(Record):
     ram_kib: Positive
 
 
+def _board_kind(value: object) -> str | None:
+    return "(name)" if isinstance(value, str) else "(own)" if isinstance(value, Mapping | Board) else None
+
+
+BoardChoice: TypeAlias = Annotated[
+    Annotated[str, Tag("(name)")] | Annotated[Board, Tag("(own)")],
+    Discriminator(
+        _board_kind,
+        custom_error_type="board",
+        custom_error_message="Input should be a profile's name, or flash_kib and ram_kib",
+    ),
+]
+
+
 class TargetSettings(Record):
     """One target: how to export for it and what it must hold to."""
+
+    model_config = ConfigDict(json_schema_extra=_or("null"))
 
     precision: Precision | None = Field(default=None, description="the target's own default where absent")
     io: IoType | None = Field(default=None, description="input and output type of int8 models")
@@ -107,7 +160,7 @@ class TargetSettings(Record):
     max_arena_kib: Positive | None = None
     max_flash_kib: Positive | None = None
     min_mapped: Share | None = Field(default=None, description="share of operators the accelerator must take")
-    board: str | Board | None = Field(default=None, description="mcu only: a profile's name, or flash_kib and ram_kib")
+    board: BoardChoice | None = Field(default=None, description="mcu only: a profile's name, or flash_kib and ram_kib")
 
 
 class Gates(Record):
@@ -128,17 +181,31 @@ class Device(Record):
     serial: str | None = None
 
 
+def _known_target(name: str) -> str:
+    if name not in TARGETS:
+        raise ValueError(f"unknown target{_nearest(name, TARGETS)}")
+    return name
+
+
+def _none_yet(steps: tuple[dict[str, Any], ...]) -> tuple[dict[str, Any], ...]:
+    if steps:
+        raise ValueError("this version compresses nothing; remove the list")
+    return steps
+
+
 class Config(Record):
     """A whole `edgebuild.yaml`."""
 
     model: str
     data: Data = Data()
     metric: Metric = Metric()
-    compress: tuple[dict[str, Any], ...] = Field(default=(), strict=False, description="none in this version")
-    targets: dict[str, TargetSettings] = Field(min_length=1)
+    compress: Annotated[tuple[dict[str, Any], ...], AfterValidator(_none_yet)] = Field(
+        default=(), strict=False, description="none in this version"
+    )
+    targets: dict[Annotated[str, AfterValidator(_known_target)], TargetSettings] = Field(min_length=1)
     gates: Gates = Gates()
     devices: dict[str, Device] = Field(default_factory=dict)
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, le=MAX_SEED)] = 0
 
     @model_validator(mode="before")
     @classmethod
@@ -148,15 +215,14 @@ class Config(Record):
             return {**value, "targets": {name: {} if s is None else s for name, s in value["targets"].items()}}
         return value
 
-    @model_validator(mode="after")
-    def _targets_exist(self) -> Config:
-        for name, settings in self.targets.items():
-            if name not in TARGETS:
-                raise ValueError(f"targets.{name}: unknown target{_nearest(name, TARGETS)}")
-            _check_target(name, settings)
-        if self.compress:
-            raise ValueError("compress: this version compresses nothing; remove the list")
-        return self
+    @field_validator("targets")
+    @classmethod
+    def _targets_can(cls, targets: dict[str, TargetSettings]) -> dict[str, TargetSettings]:
+        """Hold settings against what each target can; a line for each that can't be."""
+        refusals = [refusal for name, settings in targets.items() for refusal in _refusals(name, settings)]
+        if refusals:
+            raise ValueError("\n".join(refusals))
+        return targets
 
 
 _RECORDS: Final[dict[str, type[BaseModel]]] = {
@@ -201,7 +267,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Project:
         raise ConfigError(
             f"there is no {path}", action="write one with `edgebuild init MODEL`, or name one with --config"
         ) from e
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as e:
+    except (OSError, ValueError, yaml.YAMLError) as e:  # ValueError: no UTF-8, or a date such as 2024-13-01.
         raise ConfigError(f"{path} can't be read", cause=" ".join(str(e).split()), action="mend the YAML") from e
     if not isinstance(raw, dict):
         raise ConfigError(
@@ -223,7 +289,7 @@ def parse(raw: object, origin: str = NAME) -> Config:
     try:
         return Config.model_validate(raw)
     except ValidationError as e:
-        problems = [_problem(error) for error in e.errors(include_url=False)]
+        problems = [line for error in e.errors(include_url=False) for line in _problems(error)]
         raise ConfigError(
             f"{origin} can't be used: {problems[0] if len(problems) == 1 else f'{len(problems)} problems'}",
             cause="" if len(problems) == 1 else "\n".join(problems),
@@ -233,37 +299,45 @@ def parse(raw: object, origin: str = NAME) -> Config:
 
 def json_schema() -> dict[str, Any]:
     """The JSON Schema of `edgebuild.yaml`, for editors."""
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": NAME} | Config.model_json_schema()
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema"} | Config.model_json_schema() | {"title": NAME}
 
 
-def _check_target(name: str, settings: TargetSettings) -> None:
+def _refusals(name: str, settings: TargetSettings) -> Iterator[str]:
     target = TARGETS[name]
     if settings.precision and settings.precision not in target.PRECISIONS:
-        raise ValueError(
-            f"targets.{name}.precision: {name} takes {', '.join(target.PRECISIONS)}, not {settings.precision}"
-        )
+        yield f"{name}.precision: {name} takes {', '.join(target.PRECISIONS)}, not {settings.precision}"
     if settings.io and settings.io not in target.IO_TYPES:
-        raise ValueError(f"targets.{name}.io: {name} takes {', '.join(target.IO_TYPES)}, not {settings.io}")
+        yield f"{name}.io: {name} takes {', '.join(target.IO_TYPES)}, not {settings.io}"
     if settings.board is not None and name != "mcu":
-        raise ValueError(f"targets.{name}.board: only mcu has boards")
+        yield f"{name}.board: only mcu has boards"
+    elif isinstance(settings.board, str) and settings.board not in (boards := _boards()):
+        yield f"{name}.board: unknown board{_nearest(settings.board, boards)}"
 
 
-def _problem(error: ErrorDetails) -> str:
-    key = ".".join(str(part) for part in error["loc"])
+def _boards() -> tuple[str, ...]:
+    return tuple(name for name in profile_names() if load_profile(name).target == "mcu")
+
+
+def _problems(error: ErrorDetails) -> list[str]:
+    """A line for each thing that is wrong, keys as they stand in the file: pydantic's marks of branches left out."""
+    key = ".".join(part for part in map(str, error["loc"]) if part not in ("[key]", "(name)", "(own)"))
     if error["type"] == "extra_forbidden":
-        return f"{key}: unknown key{_nearest(str(error['loc'][-1]), _allowed(error['loc'][:-1]))}"
+        return [f"{key}: unknown key{_nearest(str(error['loc'][-1]), _allowed(error['loc'][:-1]))}"]
     if error["type"] == "missing":
-        return f"{key}: required, and missing"
+        return [f"{key}: required, and missing"]
     message = error["msg"].removeprefix("Value error, ")
+    if key == "targets" and error["type"] == "value_error":
+        return [f"targets.{line}" for line in message.splitlines()]
     given = "" if error["type"] == "value_error" else f", not {error['input']!r}"
-    return f"{key}: {message}{given}" if key else message
+    return [f"{key}: {message}{given}" if key else message]
 
 
 def _allowed(location: Sequence[int | str]) -> Sequence[str]:
     """The keys a record at `location` may have; names of targets and devices are the user's own, one level of it."""
     record: type[BaseModel] = Config
-    for part in location:
-        record = _RECORDS.get(str(part), record)
+    for parent, part in zip(("", *location), location, strict=False):
+        if parent not in ("targets", "devices"):
+            record = _RECORDS.get(str(part), record)
     return tuple(record.model_fields)
 
 
@@ -275,14 +349,21 @@ def _nearest(name: str, allowed: Iterable[str]) -> str:
 
 def _override(raw: dict[str, Any], override: str) -> None:
     key, sign, value = override.partition("=")
-    if not sign or not key:
+    if not sign or not all(key.split(".")):
         raise ConfigError(f"--set {override} is not key.path=value", action="write --set gates.min_metric=0.9")
     *parents, last = key.split(".")
     for parent in parents:
-        raw = raw.setdefault(parent, {}) or {}
+        if raw.get(parent) is None:  # Absent, or empty as in `cpu:`.
+            raw[parent] = {}
+        raw = raw[parent]
         if not isinstance(raw, dict):
             raise ConfigError(f"--set {override}: '{parent}' holds a value, not keys")
-    raw[last] = yaml.safe_load(value)
+    try:
+        raw[last] = yaml.safe_load(value)
+    except (ValueError, yaml.YAMLError) as e:
+        raise ConfigError(
+            f"--set {override}: the value is no YAML", cause=" ".join(str(e).split()), action="quote it as YAML needs"
+        ) from e
 
 
 def _require_files(project: Project, origin: str) -> None:

@@ -9,11 +9,12 @@ from typing import Final
 from edgebuild.device_tests.latency import Latency, against
 from edgebuild.export.agreement import Agreement
 from edgebuild.export.formats import Precision
-from edgebuild.pipeline.config import Gates, TargetSettings
+from edgebuild.pipeline.config import Board, Gates, TargetSettings
 from edgebuild.pipeline.errors import GATE_EXIT_CODES, INCONCLUSIVE_LATENCY, OK
 from edgebuild.pipeline.report import GateResult, MetricFigure, NoLatency, Verdict
 from edgebuild.targets.evidence import Figure
 from edgebuild.targets.placement import Placement
+from edgebuild.targets.profile import load_profile
 from edgebuild.targets.target import Memory
 
 # The largest relative RMSE a sound conversion leaves. Float formats lose rounding only. Quantized ones are the metric's
@@ -41,13 +42,14 @@ def judge(
     memory: Memory,
     latency: Latency | NoLatency,
 ) -> tuple[GateResult, ...]:
-    """Every configured gate of a target, and `agreement`, which always holds."""
+    """Every configured gate of a target, and `agreement`, which always holds; a board's own memory is a limit too."""
+    ram_kib, flash_kib = _board_kib(settings.board)
     return (
         _at_most("agreement", "metric", AGREEMENT_LIMITS[precision], agreement.relative_rmse),
         *_metric(gates, metric),
         *_size("max_size_kib", "size", settings.max_size_kib or gates.max_size_kib, size_bytes),
-        *_size("max_arena_kib", "memory", settings.max_arena_kib, memory.arena_bytes),
-        *_size("max_flash_kib", "memory", settings.max_flash_kib, memory.flash_bytes),
+        *_size("max_arena_kib", "memory", settings.max_arena_kib or ram_kib, memory.arena_bytes),
+        *_size("max_flash_kib", "memory", settings.max_flash_kib or flash_kib, memory.flash_bytes),
         *_mapped(settings.min_mapped, placement),
         *_latency(settings.max_latency_ms, latency),
     )
@@ -57,6 +59,16 @@ def exit_code(results: Iterable[GateResult]) -> int:
     """The smallest code among the gates that did not pass, 0 where all did."""
     codes = [_code(result) for result in results if result.verdict != "pass"]
     return min(codes, default=OK)
+
+
+def _board_kib(board: str | Board | None) -> tuple[float | None, float | None]:
+    """RAM and flash of a board, all of which the model could take at the very most."""
+    if board is None:
+        return None, None
+    if isinstance(board, Board):
+        return board.ram_kib, board.flash_kib
+    numbers = load_profile(board).numbers
+    return numbers["ram_bytes"].value / _KIB, numbers["flash_bytes"].value / _KIB
 
 
 def _code(result: GateResult) -> int:

@@ -70,7 +70,7 @@ def make(project: Project, targets: Sequence[str] = ()) -> Plan:
     """Plan a build of `targets`, or of all that the configuration names.
 
     Raises:
-        ConfigError: a target is not in the configuration, or lacks the calibration data it needs.
+        ConfigError: a target lacks the calibration data it needs, or there is no module of the user's functions.
         UnknownTargetError: there is no such target.
     """
     return _Planner(project).plan(_chosen(project, targets))
@@ -184,7 +184,10 @@ def code_source(reference: str, folder: Path) -> Source:
     for place in (folder / f"{top}.py", folder / top):
         if place.exists():
             return Source(path=place, digest=digest_tree(place, "*.py"))
-    found = importlib.util.find_spec(top) if top in sys.modules or top.isidentifier() else None
+    try:
+        found = importlib.util.find_spec(top) if top in sys.modules or top.isidentifier() else None
+    except ValueError:  # __main__ and its like have no spec.
+        found = None
     if found is None or found.origin is None:
         raise ConfigError(
             f"there is no module '{top}' for {reference}", action="put it beside edgebuild.yaml, or install it"

@@ -85,6 +85,7 @@ class TargetReport:
     precision: Precision
     io: IoType
     route: str
+    calibration_samples: int
     size_bytes: Figure
     gzip_bytes: Figure
     operators: Figure

@@ -109,7 +109,8 @@ def convert(parameters: ConvertParameters, inputs: Mapping[str, Path], out: Path
     """`model`, for int8 also `calibrated` and `samples` -> `model.tflite` and `route.json`, how it was made."""
     data, route = _convert(parameters, inputs)
     (out / "model.tflite").write_bytes(data)
-    write_json(out / "route.json", {"route": route})
+    count = len(next(iter(_model_inputs(inputs).values()))) if "samples" in inputs else 0
+    write_json(out / "route.json", {"route": route, "calibration_samples": count})
 
 
 def verify(parameters: VerifyParameters, inputs: Mapping[str, Path], out: Path) -> None:

@@ -103,6 +103,11 @@ def test_equal_formats_are_converted_and_verified_once(kws: Build) -> None:
     }
 
 
+def test_the_report_says_how_many_samples_calibrated(kws: Build) -> None:
+    counts = {name: target["calibration_samples"] for name, target in kws.report["targets"].items()}
+    assert counts == {"cpu": 200, "gpu": 0, "edgetpu": 200, "mcu": 200}
+
+
 def test_latency_is_measured_here_for_the_cpu_and_claimed_for_nothing_else(kws: Build) -> None:
     latencies = {name: target["latency"] for name, target in kws.report["targets"].items()}
     assert latencies["cpu"]["evidence"] == "measured"

@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 import tf_keras
+from tf_keras import layers
+
 from edgebuild.calibration.checks import InputSpec
 from edgebuild.export.errors import ModelError
 from edgebuild.pipeline.ingest import float_model, load, parity
-from tf_keras import layers
 
 FIXTURES = Path(__file__).parents[2] / "shared" / "fixtures"
 FILES = {"architecture.json", "description.json", "weights.npz"}
@@ -168,7 +169,9 @@ def test_a_mask_still_masks(tmp_path: Path) -> None:
     rebuilt = float_model.rebuild(saved(randomized(masked()), tmp_path / "model"))
     data = np.random.default_rng(1).normal(size=(1, 5, 3)).astype("float32")
     data[:, 3:] = 0
-    np.testing.assert_array_equal(rebuilt(data), rebuilt(np.concatenate([data[:, :3], np.zeros((1, 2, 3), "float32")], 1)))
+    np.testing.assert_array_equal(
+        rebuilt(data), rebuilt(np.concatenate([data[:, :3], np.zeros((1, 2, 3), "float32")], 1))
+    )
     shifted = np.concatenate([np.zeros((1, 2, 3), "float32"), data[:, :3]], 1)
     np.testing.assert_array_equal(rebuilt(data), rebuilt(shifted))
 
@@ -247,9 +250,7 @@ def test_a_layer_called_on_two_sizes_is_described(tmp_path: Path) -> None:
         (lambda: layers.Input((None, 2), ragged=True, name="ragged"), ("'ragged'", "Ragged")),
     ],
 )
-def test_refuses_inputs_no_flatbuffer_takes(
-    tensor: Callable[[], Any], words: tuple[str, ...], tmp_path: Path
-) -> None:
+def test_refuses_inputs_no_flatbuffer_takes(tensor: Callable[[], Any], words: tuple[str, ...], tmp_path: Path) -> None:
     source = tensor()
     with pytest.raises(ModelError) as refusal:
         float_model.save(tf_keras.Model(source, source), "test", tmp_path)

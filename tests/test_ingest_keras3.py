@@ -9,9 +9,10 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+from keras import layers
+
 from edgebuild.export.errors import ModelError
 from edgebuild.pipeline.ingest import keras3, keras_h5, load
-from keras import layers
 
 FIXTURES = Path(__file__).parents[2] / "shared" / "fixtures"
 # float32 sums in another order: the worst of these models stays under 1e-6 of its output's range.
@@ -160,7 +161,9 @@ def test_the_twin_computes_what_keras_3_computes(build: Callable[[], Any], tmp_p
     twin = keras_h5.read(written(tmp_path, source))
     arrays = inputs_of(source)
     named = dict(zip([t._keras_history.operation.name for t in source.inputs], arrays, strict=True))
-    packed = named if isinstance(getattr(source, "_inputs_struct", None), dict) else arrays if len(arrays) > 1 else arrays[0]
+    packed = (
+        named if isinstance(getattr(source, "_inputs_struct", None), dict) else arrays if len(arrays) > 1 else arrays[0]
+    )
     ordered = [named[name] for name in twin.input_names]
     wanted = keras.tree.flatten(source(packed, training=False))
     got = keras.tree.flatten(twin(ordered if len(ordered) > 1 else ordered[0], training=False))
@@ -179,8 +182,12 @@ def test_inputs_and_outputs_keep_their_names_and_order(build: Callable[[], Any])
 @pytest.mark.parametrize("build", [cnn, residual, recurrent, nested], ids=lambda build: build.__name__)
 def test_layers_keep_their_names_classes_and_order(build: Callable[[], Any]) -> None:
     source = build()
-    wanted = [(layer.name, type(layer).__name__) for layer in source._flatten_layers(recursive=False, include_self=False)]
-    got = [(layer.name, type(layer).__name__.replace("Functional", "Sequential")) for layer in keras3.replay(source).layers]
+    wanted = [
+        (layer.name, type(layer).__name__) for layer in source._flatten_layers(recursive=False, include_self=False)
+    ]
+    got = [
+        (layer.name, type(layer).__name__.replace("Functional", "Sequential")) for layer in keras3.replay(source).layers
+    ]
     assert [pair for pair in got if pair[1] != "InputLayer"] == [
         (name, kind.replace("Functional", "Sequential")) for name, kind in wanted if kind != "InputLayer"
     ]
@@ -194,7 +201,9 @@ def test_shared_and_nested_layers_are_kept_once() -> None:
 def test_trainable_flags_are_kept() -> None:
     source = cnn()
     source.layers[0].trainable = False
-    assert [layer.trainable for layer in keras3.replay(source).layers[1:]] == [layer.trainable for layer in source.layers]
+    assert [layer.trainable for layer in keras3.replay(source).layers[1:]] == [
+        layer.trainable for layer in source.layers
+    ]
 
 
 def test_the_same_source_gives_equal_bytes_whatever_was_built_before(tmp_path: Path) -> None:

@@ -72,6 +72,7 @@ TARGET = TargetReport(
     precision="int8",
     io="float32",
     route="shared calibration",
+    calibration_samples=200,
     size_bytes=measured(45_216),
     gzip_bytes=measured(30_585),
     operators=measured(4),

@@ -15,7 +15,9 @@ from edgebuild.export.errors import ModelError
 
 _CODE_LAYERS: Final = frozenset({"Lambda", "__lambda__", "TFSMLayer", "TorchModuleWrapper", "JaxLayer", "FlaxLayer"})
 _KERAS: Final = re.compile(r"(tf_)?keras(\.\w+)*")
-_KERAS_FUNCTIONS: Final = re.compile(r"(tf_)?keras\.(src\.)?(activations|constraints|initializers|regularizers)(\.\w+)*")
+_KERAS_FUNCTIONS: Final = re.compile(
+    r"(tf_)?keras\.(src\.)?(activations|constraints|initializers|regularizers)(\.\w+)*"
+)
 # Namespaces of TensorFlow that only compute; io, data, raw_ops, summary, saved_model and the like stay out.
 _ARITHMETIC: Final = re.compile(
     r"(compat\.v1\.)?(__operators__|bitwise|dtypes|image|keras\.activations|keras\.backend|linalg|math|nn|quantization|signal)\.\w+"

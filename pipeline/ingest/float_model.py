@@ -94,10 +94,12 @@ def rebuild(folder: Path) -> Any:
     import numpy as np
     import tf_keras
 
+    from edgebuild.pipeline.ingest.keras_check import layers_of
+
     model = tf_keras.models.model_from_json((folder / "architecture.json").read_text())
     with np.load(folder / "weights.npz", allow_pickle=False) as weights:
         model.set_weights([weights[name] for name in weights.files])
-    for layer in model._flatten_layers(include_self=False):
+    for layer in layers_of(model):
         layer.finalize_state()  # A Normalization layer computes with a copy of its weights.
     return model
 
@@ -144,7 +146,7 @@ def _input(name: str, tensor: Any) -> InputSpec:
 
 def _layers(model: Any, prefix: str = "", calls: int = 1) -> Iterator[Layer]:
     """Layers in order; each is counted once, and its arithmetic once a call."""
-    nodes = [node for depth in model._nodes_by_depth.values() for node in depth]
+    nodes = [node for depth in model._nodes_by_depth.values() for node in depth]  # noqa: SLF001 - the calls of this model
     for layer in model.layers:
         shapes = [_first_shape(node.output_shapes) for node in nodes if node.layer is layer] or [(None,)]
         if hasattr(layer, "_nodes_by_depth"):
@@ -174,4 +176,5 @@ def _macs(layer: Any, output_shape: Sequence[int | None]) -> int:
     kernels = [weight for weight in inner.weights if weight.name.split(":")[0].endswith("kernel")]
     first = getattr(inner, "data_format", None) == "channels_first"
     positions = output_shape[2:] if first else output_shape[1:-1]
-    return sum(prod(kernel.shape) for kernel in kernels) * prod(size or 1 for size in positions)
+    elements = sum(int(prod(kernel.shape)) for kernel in kernels)
+    return elements * prod(size or 1 for size in positions)

@@ -1,5 +1,7 @@
 """A Keras 3 model replayed into tf_keras, call by call, and compared with its source before it is believed."""
 
+# ruff: noqa: SLF001 - the graph of a Keras 3 model has no public face
+
 from __future__ import annotations
 
 import os
@@ -24,7 +26,8 @@ def read(path: Path) -> Any:
     """
     import keras
 
-    with loading(path, "by Keras 3, which wrote it", "rebuild it from layers alone: the .h5 of Keras 3 keeps no operations between layers, nor masks"):
+    action = "build it from layers alone, which is all a Keras 3 .h5 keeps, or save it with tf_keras"
+    with loading(path, "by Keras 3, which wrote it", action):
         source = keras.models.load_model(str(path), compile=False)
     twin = replay(source)
     _require_equal(source, twin, path)
@@ -146,7 +149,8 @@ def _require_equal(source: Any, twin: Any, path: Path) -> None:
 def _outputs(model: Any, arrays: list[Any]) -> list[Any]:
     import keras
 
-    inputs = keras.tree.pack_sequence_as(model._inputs_struct, arrays) if hasattr(model, "_inputs_struct") else arrays[0]
+    structure = getattr(model, "_inputs_struct", None)  # A sequential model has one input and no structure.
+    inputs = arrays[0] if structure is None else keras.tree.pack_sequence_as(structure, arrays)
     results = keras.tree.flatten(model(inputs, training=False))
     return [keras.ops.convert_to_numpy(result) for result in results]
 

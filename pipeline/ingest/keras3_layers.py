@@ -12,11 +12,11 @@ _RENAMED: Final = {"batch_shape": "batch_input_shape"}
 _RENAMED_OF: Final = {"LeakyReLU": {"negative_slope": "alpha"}}
 # Keys tf_keras lacks that change nothing at inference; any other must stand at Keras 3's default.
 _NO_MATTER: Final = frozenset(
-    "seed use_cudnn flash_attention optional quantization_config lora_rank lora_alpha renorm_momentum data_format".split()
+    "data_format flash_attention lora_alpha lora_rank optional quantization_config renorm_momentum seed use_cudnn".split()
 )
 
 
-def twin_of(layer: Any) -> Callable[..., Any]:
+def twin_of(layer: Any) -> Any:
     """The tf_keras twin of a Keras 3 layer, yet unbuilt: a layer, or a layer and the activation behind it.
 
     Raises:
@@ -37,14 +37,14 @@ def copy_weights(layer: Any, twin: Any) -> None:
     Raises:
         ModelError: the two have different weights.
     """
-    built = getattr(twin, "layer", twin) if isinstance(twin, _Activated) else twin
+    built: Any = twin.layer if isinstance(twin, _Activated) else twin
     left = list(layer.weights)
     values = []
     for weight in getattr(built, "weights", []):
         fitting = [other for other in left if tuple(other.shape) == tuple(weight.shape)]
         if not fitting:
             raise untranslatable(layer, f"its weight {weight.name} has no source")
-        best = max(fitting, key=lambda other: _common_end(other.path, weight.name))  # noqa: B023 - used at once
+        best = max(fitting, key=lambda other: _common_end(other.path, weight.name))
         left = [other for other in left if other is not best]
         values.append(best.numpy())
     if left:
@@ -138,7 +138,7 @@ def _twin_layer(layer: Any, changes: Mapping[str, Any]) -> Any:
     cls = getattr(tf_keras.layers, kind, None)
     if cls is None or not type(layer).__module__.startswith("keras.src.layers."):
         raise untranslatable(layer, "tf_keras has no such layer")
-    arguments = dict(_arguments(layer, cls)) | changes
+    arguments = {**dict(_arguments(layer, cls)), **changes}
     if "hard_sigmoid" in {arguments.get("activation"), arguments.get("recurrent_activation")}:
         raise untranslatable(layer, "hard_sigmoid is another function in tf_keras")
     try:
@@ -199,7 +199,7 @@ def _accepted(cls: type) -> set[str]:
     for base in cls.__mro__:
         if "__init__" in vars(base):
             parameters = inspect.signature(base.__init__).parameters  # type: ignore[misc]
-            names |= {key for key, p in parameters.items() if p.kind is p.POSITIONAL_OR_KEYWORD or p.kind is p.KEYWORD_ONLY}
+            names |= {key for key, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
             if all(p.kind is not p.VAR_KEYWORD for p in parameters.values()):
                 break
     return names - {"self"}
@@ -207,5 +207,5 @@ def _accepted(cls: type) -> set[str]:
 
 def _common_end(path: str, name: str) -> int:
     """How many parts two paths have in common, from the end; 0 where even the last differs."""
-    pairs = list(zip(path.split("/")[::-1], name.split(":")[0].split("/")[::-1], strict=False))
+    pairs = list(zip(path.split("/")[::-1], name.partition(":")[0].split("/")[::-1], strict=False))
     return next((i for i, (a, b) in enumerate(pairs) if a != b), len(pairs))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,7 @@ from edgebuild.export.errors import ModelError
 
 _OWN_MODULES: Final = ("tf_keras.src.layers.", "tf_keras.src.engine.")
 _CAUSE_LENGTH: Final = 300
+_UNKNOWN: Final = re.compile(r"Unknown (?P<kind>[\w ]+):? '?(?P<name>[\w>]+)")
 
 
 @contextmanager
@@ -32,9 +34,12 @@ def loading(path: Path, what: str, action: str) -> Iterator[None]:
         ValueError,
         tf.errors.OpError,
     ) as e:
-        lines = [line.strip() for line in str(e).splitlines() if line.strip()]
-        cause = f"{type(e).__name__}: {lines[0] if lines else ''}"[:_CAUSE_LENGTH]
-        raise ModelError(f"{path} can't be loaded {what}", cause=cause, action=action) from e
+        raise _refusal(path, what, action, e) from e
+
+
+def layers_of(model: Any) -> Iterator[Any]:
+    """Every layer of a tf_keras model: those of nested models, inside wrappers and cells too."""
+    yield from model._flatten_layers(include_self=False)  # noqa: SLF001 - `model.layers` stops at the first level
 
 
 def require_functional(model: Any, path: Path) -> Any:
@@ -50,10 +55,23 @@ def require_functional(model: Any, path: Path) -> Any:
             cause="a subclassed model, or a sequential one that never saw its input's shape, keeps no layer graph",
             action="rebuild it with the functional API and save it again",
         )
-    for layer in model._flatten_layers(include_self=False):
+    for layer in layers_of(model):
         _require_own(layer, path)
         _require_stateless(layer, path)
     return model
+
+
+def _refusal(path: Path, what: str, action: str, error: Exception) -> ModelError:
+    unknown = _UNKNOWN.match(str(error))
+    if unknown:
+        return ModelError(
+            f"{path} holds the {unknown['kind'].lower()} '{unknown['name']}', which is not Keras's own",
+            cause="its code is not in the file; a Keras 3 .h5 lacks that of operations between layers and of masks too",
+            action="build it from Keras's own layers",
+        )
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    cause = f"{type(error).__name__}: {lines[0] if lines else ''}"[:_CAUSE_LENGTH]
+    return ModelError(f"{path} can't be loaded {what}", cause=cause, action=action)
 
 
 def _is_own(layer: Any) -> bool:

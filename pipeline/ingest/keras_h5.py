@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from edgebuild.export.errors import ModelError
 from edgebuild.pipeline.ingest.code_check import refuse_code
 from edgebuild.pipeline.ingest.keras_check import loading, require_functional
+
+_KERAS_3: Final = 3
 
 
 def read(path: Path) -> Any:
@@ -20,13 +22,13 @@ def read(path: Path) -> Any:
     """
     version, config = _header(path)
     refuse_code(config, path)
-    if _major(version) >= 3:
+    if _major(version) >= _KERAS_3:
         from edgebuild.pipeline.ingest import keras3
 
         return require_functional(keras3.read(path), path)
     import tf_keras
 
-    with loading(path, f"by tf_keras (Keras {version} wrote it)", "load and save it again with the Keras that wrote it"):
+    with loading(path, f"by tf_keras (Keras {version} wrote it)", "save it again with the Keras that wrote it"):
         model = tf_keras.models.load_model(str(path), compile=False)
     return require_functional(model, path)
 

@@ -38,7 +38,9 @@ def source_format(path: Path) -> str:
     kind = _NOT_YET.get(path.suffix)
     raise ModelError(
         f"{path} can't be ingested",
-        cause=f"it is {kind}, which this version does not read" if kind else f"'{path.suffix}' is no model format edgebuild knows",
+        cause=f"it is {kind}, which this version does not read"
+        if kind
+        else f"'{path.suffix}' is no known model format",
         action="this version takes SavedModel folders and .h5 or .hdf5 files",
     )
 
@@ -65,7 +67,7 @@ def ingest(path: Path, folder: Path) -> None:
     error = parity.relative_error(wanted, got)
     if not error <= parity.MAX_RELATIVE_ERROR:
         raise ModelError(
-            f"{path} can't be kept as a float model: the copy's outputs differ from the source's by {error:.2g} of their range",
+            f"{path} can't be kept as plain data: the copy's outputs differ from the source's by {error:.2g} of their range",
             cause="a layer keeps something outside its configuration and weights",
             action="replace preprocessing and custom layers with arithmetic ones, and save again",
         )

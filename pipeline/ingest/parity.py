@@ -8,6 +8,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from edgebuild.pipeline.ingest.keras_check import layers_of
+
 # The same float32 arithmetic in another order stays under 1e-6 of an output's range (3e-7 was the worst of MobileNet,
 # EfficientNet, LSTM and attention models); a wrong weight, activation or epsilon shows above 1e-3.
 MAX_RELATIVE_ERROR: Final = 1e-4
@@ -39,7 +41,8 @@ def relative_error(wanted: Sequence[NDArray[Any]], got: Sequence[NDArray[Any]]) 
     """The largest difference in units of its output's largest magnitude; infinite where shapes or NaNs differ."""
     if [array.shape for array in wanted] != [array.shape for array in got]:
         return float("inf")
-    return max((_error(a.astype(np.float64), b.astype(np.float64)) for a, b in zip(wanted, got, strict=True)), default=0.0)
+    pairs = zip(wanted, got, strict=True)
+    return max((_error(a.astype(np.float64), b.astype(np.float64)) for a, b in pairs), default=0.0)
 
 
 def _error(wanted: NDArray[np.float64], got: NDArray[np.float64]) -> float:
@@ -53,8 +56,7 @@ def _error(wanted: NDArray[np.float64], got: NDArray[np.float64]) -> float:
 
 
 def _smallest_vocabulary(model: Any) -> int | None:
-    layers = list(model._flatten_layers(include_self=False))
-    sizes = [getattr(layer, key, None) for layer in layers for key in ("input_dim", "num_tokens")]
+    sizes = [getattr(layer, key, None) for layer in layers_of(model) for key in ("input_dim", "num_tokens")]
     return min((size for size in sizes if isinstance(size, int)), default=None)
 
 
