@@ -212,7 +212,7 @@ def test_every_allowed_call_exists() -> None:
     assert [name for name in code_check._TOP_LEVEL if tf_export.get_symbol_from_name(name) is None] == []
 
 
-class Own(layers.Layer):  # type: ignore[misc, name-defined]
+class Own(layers.Layer):  # type: ignore[misc]
     """A layer of the user's own."""
 
 

@@ -43,7 +43,7 @@ def refusal(folder: Path) -> ModelError:
     return raised.value
 
 
-class Calling(layers.Layer):  # type: ignore[misc, name-defined]
+class Calling(layers.Layer):  # type: ignore[misc]
     """A layer of the user's own around any function."""
 
     def __init__(self, function: Callable[[Any], Any], **kwargs: Any) -> None:
@@ -119,7 +119,7 @@ def test_refuses_a_saved_model_of_plain_tensorflow(tmp_path: Path) -> None:
 
 
 def test_refuses_a_subclassed_model_by_its_class(tmp_path: Path) -> None:
-    class Own(tf_keras.Model):  # type: ignore[misc, name-defined]
+    class Own(tf_keras.Model):  # type: ignore[misc]
         def call(self, x: Any) -> Any:
             return x * 2.0
 
@@ -130,7 +130,7 @@ def test_refuses_a_subclassed_model_by_its_class(tmp_path: Path) -> None:
 
 
 def test_refuses_a_functional_model_of_the_users_own_class(tmp_path: Path) -> None:
-    class Own(tf_keras.Model):  # type: ignore[misc, name-defined]
+    class Own(tf_keras.Model):  # type: ignore[misc]
         pass
 
     x = layers.Input((3,))
@@ -153,7 +153,7 @@ def test_refuses_the_users_own_layer_by_name(tmp_path: Path) -> None:
 
 def test_refuses_a_registered_layer_even_where_it_is_registered_here(tmp_path: Path) -> None:
     @tf_keras.saving.register_keras_serializable("shop")
-    class Own(layers.Layer):  # type: ignore[misc, name-defined]
+    class Own(layers.Layer):  # type: ignore[misc]
         pass
 
     x = layers.Input((3,))

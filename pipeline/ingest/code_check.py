@@ -20,17 +20,19 @@ _KERAS_FUNCTIONS: Final = re.compile(
 )
 # Namespaces of TensorFlow that only compute; io, data, raw_ops, summary, saved_model and the like stay out.
 _ARITHMETIC: Final = re.compile(
-    r"(compat\.v1\.)?(__operators__|bitwise|dtypes|image|keras\.activations|keras\.backend|linalg|math|nn|quantization|signal)\.\w+"
+    r"(compat\.v1\.)?"
+    r"(__operators__|bitwise|dtypes|image|keras\.activations|keras\.backend|linalg|math|nn|quantization|signal)\.\w+"
 )
 _TOP_LEVEL: Final = frozenset(
-    "abs acos acosh add add_n argmax argmin argsort asin asinh atan atan2 atanh boolean_mask broadcast_to cast "
-    "clip_by_norm clip_by_value complex concat convert_to_tensor cos cosh cumsum divide einsum ensure_shape equal exp "
-    "expand_dims eye fill floor gather gather_nd greater greater_equal grad_pass_through identity less less_equal linspace "
-    "logical_and logical_not logical_or matmul maximum meshgrid minimum multiply negative norm not_equal one_hot ones "
-    "ones_like pad pow range rank realdiv reduce_all reduce_any reduce_logsumexp reduce_max reduce_mean reduce_min "
-    "reduce_prod reduce_sum repeat reshape reverse reverse_sequence roll round saturate_cast scalar_mul scatter_nd "
-    "sequence_mask shape sigmoid sign sin sinh size slice sort split sqrt square squeeze stack stop_gradient strided_slice "
-    "subtract tan tanh tensor_scatter_nd_update tensordot tile transpose truediv unstack where zeros zeros_like".split()
+    "abs acos acosh add add_n argmax argmin argsort asin asinh atan atan2 atanh boolean_mask broadcast_to cast "  # noqa: SIM905 - quotes would hide the names
+    "clip_by_norm clip_by_value complex concat convert_to_tensor cos cosh cumsum divide einsum ensure_shape equal "
+    "exp expand_dims eye fill floor gather gather_nd greater greater_equal grad_pass_through identity less "
+    "less_equal linspace logical_and logical_not logical_or matmul maximum meshgrid minimum multiply negative "
+    "norm not_equal one_hot ones ones_like pad pow range rank realdiv reduce_all reduce_any reduce_logsumexp "
+    "reduce_max reduce_mean reduce_min reduce_prod reduce_sum repeat reshape reverse reverse_sequence roll round "
+    "saturate_cast scalar_mul scatter_nd sequence_mask shape sigmoid sign sin sinh size slice sort split sqrt "
+    "square squeeze stack stop_gradient strided_slice subtract tan tanh tensor_scatter_nd_update tensordot tile "
+    "transpose truediv unstack where zeros zeros_like".split()
 )
 # Operators that reach outside their graph, by name: files, checkpoints, Python, the network, logs.
 _REACHING_OUT: Final = re.compile(

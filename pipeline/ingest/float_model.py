@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 _WEIGHTED_SUMS: Final = frozenset(
-    "Dense Conv1D Conv2D Conv3D DepthwiseConv1D DepthwiseConv2D SeparableConv1D SeparableConv2D".split()
+    "Dense Conv1D Conv2D Conv3D DepthwiseConv1D DepthwiseConv2D SeparableConv1D SeparableConv2D".split()  # noqa: SIM905 - shorter
 )
 
 
@@ -71,6 +71,15 @@ def save(model: Any, source_format: str, folder: Path) -> None:
     np.savez(folder / "weights.npz", **{f"{i:05}": value for i, value in enumerate(model.get_weights())})
 
 
+def input_specs(model: Any) -> tuple[InputSpec, ...]:
+    """The inputs of a tf_keras model.
+
+    Raises:
+        ModelError: one has a dynamic dimension beyond the batch, or is text, ragged or sparse.
+    """
+    return tuple(_input(name, tensor) for name, tensor in zip(model.input_names, model.inputs, strict=True))
+
+
 def describe(folder: Path) -> Description:
     """Read the description, without TensorFlow."""
     raw = json.loads((folder / "description.json").read_bytes())
@@ -118,7 +127,7 @@ def _architecture(model: Any) -> str:
 def _describe(model: Any, source_format: str) -> Description:
     return Description(
         source_format=source_format,
-        inputs=tuple(_input(name, tensor) for name, tensor in zip(model.input_names, model.inputs, strict=True)),
+        inputs=input_specs(model),
         outputs=tuple(model.output_names),
         output_shapes=tuple(tuple(tensor.shape) for tensor in model.outputs),
         layers=tuple(_layers(model)),
@@ -164,7 +173,7 @@ def _layers(model: Any, prefix: str = "", calls: int = 1) -> Iterator[Layer]:
 def _first_shape(shapes: Any) -> tuple[int | None, ...]:
     """The first of a layer's output shapes, which Keras keeps as a shape, or a list or dictionary of shapes."""
     while not isinstance(shapes, tuple) or (shapes and isinstance(shapes[0], tuple | list)):
-        shapes = next(iter(shapes.values())) if isinstance(shapes, dict) else tuple(shapes)[0]
+        shapes = next(iter(shapes.values())) if isinstance(shapes, dict) else next(iter(shapes))
     return shapes
 
 

@@ -12,7 +12,7 @@ _RENAMED: Final = {"batch_shape": "batch_input_shape"}
 _RENAMED_OF: Final = {"LeakyReLU": {"negative_slope": "alpha"}}
 # Keys tf_keras lacks that change nothing at inference; any other must stand at Keras 3's default.
 _NO_MATTER: Final = frozenset(
-    "data_format flash_attention lora_alpha lora_rank optional quantization_config renorm_momentum seed use_cudnn".split()
+    "data_format flash_attention lora_alpha lora_rank quantization_config renorm_momentum seed use_cudnn".split()  # noqa: SIM905 - shorter
 )
 
 

@@ -12,7 +12,7 @@ from edgebuild.export.errors import ModelError
 
 _OWN_MODULES: Final = ("tf_keras.src.layers.", "tf_keras.src.engine.")
 _CAUSE_LENGTH: Final = 300
-_UNKNOWN: Final = re.compile(r"Unknown (?P<kind>[\w ]+):? '?(?P<name>[\w>]+)")
+_UNKNOWN: Final = re.compile(r"Unknown (?P<kind>[\w ]+?):? '(?P<name>[\w>]+)'")
 
 
 @contextmanager
@@ -62,14 +62,15 @@ def require_functional(model: Any, path: Path) -> Any:
 
 
 def _refusal(path: Path, what: str, action: str, error: Exception) -> ModelError:
-    unknown = _UNKNOWN.match(str(error))
+    text = str(error).rpartition("Exception encountered: ")[2]  # Keras puts a whole configuration before it.
+    unknown = _UNKNOWN.match(text)
     if unknown:
         return ModelError(
             f"{path} holds the {unknown['kind'].lower()} '{unknown['name']}', which is not Keras's own",
             cause="its code is not in the file; a Keras 3 .h5 lacks that of operations between layers and of masks too",
             action="build it from Keras's own layers",
         )
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     cause = f"{type(error).__name__}: {lines[0] if lines else ''}"[:_CAUSE_LENGTH]
     return ModelError(f"{path} can't be loaded {what}", cause=cause, action=action)
 

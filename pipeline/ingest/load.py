@@ -67,7 +67,7 @@ def ingest(path: Path, folder: Path) -> None:
     error = parity.relative_error(wanted, got)
     if not error <= parity.MAX_RELATIVE_ERROR:
         raise ModelError(
-            f"{path} can't be kept as plain data: the copy's outputs differ from the source's by {error:.2g} of their range",
+            f"{path} can't be kept as data: the copy differs from the source by {error:.2g} of the outputs' range",
             cause="a layer keeps something outside its configuration and weights",
             action="replace preprocessing and custom layers with arithmetic ones, and save again",
         )

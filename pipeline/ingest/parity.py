@@ -22,11 +22,19 @@ def seeded_inputs(model: Any) -> list[NDArray[Any]]:
     """Valid data for each input of a tf_keras model: normal floats, or small non-negative integers.
 
     Integers stay below the smallest vocabulary in the model. Where there is one, float inputs get whole numbers too:
-    Keras gives an embedding a float input unless told otherwise.
+    Keras gives an embedding a float input unless told otherwise. A model that refuses the numbers all the same, say
+    because it looks them up in a constant, gets zeros.
     """
+    import tensorflow as tf
+
     random = np.random.default_rng(_SEED)
     vocabulary = _smallest_vocabulary(model)
-    return [_values(random, tensor, vocabulary) for tensor in model.inputs]
+    arrays = [_values(random, tensor, vocabulary) for tensor in model.inputs]
+    try:
+        outputs(model, arrays)
+    except tf.errors.InvalidArgumentError:
+        return [np.zeros_like(array) for array in arrays]
+    return arrays
 
 
 def outputs(model: Any, arrays: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
