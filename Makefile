@@ -22,7 +22,8 @@ lint: $(READY)
 
 # mypy follows no editable install's finder: a link shows it the folders as the package they install as.
 types: $(READY)
-	MYPYPATH=$(VENV)/types $(BIN)/mypy $(PACKAGES:%=-p edgebuild.%) tests benchmarks
+	MYPYPATH=$(VENV)/types $(BIN)/mypy $(PACKAGES:%=-p edgebuild.%)
+	MYPYPATH=$(VENV)/types:tests $(BIN)/mypy tests benchmarks
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 10, 12) <= sys.version_info[:3] < (3, 12) else "edgebuild needs Python 3.10.12 up to 3.11 (tflite-runtime has no later wheel), this is " + sys.version.split()[0] + "; set PYTHON=")'

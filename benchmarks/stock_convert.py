@@ -15,6 +15,7 @@ samples = next(iter(np.load(calibration).values()))
 
 
 def representative_dataset() -> Iterator[list[Any]]:
+    """One sample at a time."""
     for sample in samples:
         yield [sample[None]]
 

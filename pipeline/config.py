@@ -40,7 +40,6 @@ from pydantic_core import ErrorDetails
 from edgebuild.export.formats import IoType, Precision
 from edgebuild.pipeline.errors import ConfigError
 from edgebuild.targets.profile import load_profile, profile_names
-from edgebuild.targets.profile import load_profile, profile_names
 from edgebuild.targets.registry import TARGETS
 
 NAME: Final = "edgebuild.yaml"

@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 import projects
+import pytest
 
 
 @dataclass(frozen=True)

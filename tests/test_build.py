@@ -11,10 +11,10 @@ from typing import Any
 
 import jsonschema
 import numpy as np
-import pytest
-
 import projects
+import pytest
 from conftest import Build, Ended, listing
+
 from edgebuild.export import flatbuffer
 from edgebuild.export.interpreter import Interpreter
 from edgebuild.pipeline import publish, report
@@ -112,7 +112,9 @@ def test_latency_is_measured_here_for_the_cpu_and_claimed_for_nothing_else(kws: 
     latencies = {name: target["latency"] for name, target in kws.report["targets"].items()}
     assert latencies["cpu"]["evidence"] == "measured"
     assert latencies["cpu"]["processes"] >= 6
-    assert all(latencies[name]["evidence"] == "unavailable" and latencies[name]["note"] for name in FILES if name != "cpu")
+    assert all(
+        latencies[name]["evidence"] == "unavailable" and latencies[name]["note"] for name in FILES if name != "cpu"
+    )
 
 
 def test_every_figure_carries_its_evidence(kws: Build) -> None:
@@ -131,7 +133,9 @@ def test_every_figure_carries_its_evidence(kws: Build) -> None:
         assert figure["value"] is not None or figure["note"]
 
 
-def test_one_target_alone_leaves_one_folder_and_a_report_of_it(kws: Build, tmp_path: Path, run: Callable[..., Ended]) -> None:
+def test_one_target_alone_leaves_one_folder_and_a_report_of_it(
+    kws: Build, tmp_path: Path, run: Callable[..., Ended]
+) -> None:
     ended = run("--target", "edgetpu", "--json", "-o", tmp_path / "out", cwd=kws.folder)
     assert ended.code == 0
     assert list(ended.report["targets"]) == ["edgetpu"]
@@ -155,7 +159,9 @@ def test_a_second_build_runs_nothing_and_changes_no_byte(kws: Build, run: Callab
     assert {path: (kws.out / path).stat().st_mtime_ns for path in listing(kws.out)} == before
 
 
-def test_a_dry_run_tells_hits_from_misses_and_runs_nothing(kws: Build, tmp_path: Path, run: Callable[..., Ended]) -> None:
+def test_a_dry_run_tells_hits_from_misses_and_runs_nothing(
+    kws: Build, tmp_path: Path, run: Callable[..., Ended]
+) -> None:
     stored = run("--dry-run", cwd=kws.folder)
     assert stored.code == 0
     assert "to run" not in stored.stdout
@@ -176,7 +182,9 @@ def test_artifacts_made_in_another_order_and_process_are_the_same_bytes(
 
 
 @pytest.mark.parametrize("name", ["resnet8", "ad01", "str_ww", "lenet_300_100", "lenet_300_100_keras3", "lenet5"])
-def test_a_real_model_builds_for_all_targets_within_its_drop(name: str, tmp_path: Path, run: Callable[..., Ended]) -> None:
+def test_a_real_model_builds_for_all_targets_within_its_drop(
+    name: str, tmp_path: Path, run: Callable[..., Ended]
+) -> None:
     # ad01's metric is a mean squared error of about 9 dB²; the others are top-1 shares.
     drop = 0.5 if name == "ad01" else 0.015
     projects.lay_out(tmp_path, name, gates={"max_metric_drop": drop})

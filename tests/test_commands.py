@@ -7,11 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jsonschema
+import projects
 import pytest
 import yaml
-
-import projects
 from conftest import Build, Ended, listing
+
 from edgebuild.pipeline import demo
 
 Run = Callable[..., Ended]

@@ -54,7 +54,10 @@ def samples() -> Samples:
 @pytest.fixture(scope="module")
 def frozen(source: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("frozen")
-    inputs = [InputSpec(name="image", shape=(12, 12, 3), dtype="float32"), InputSpec(name="context", shape=(8,), dtype="float32")]
+    inputs = [
+        InputSpec(name="image", shape=(12, 12, 3), dtype="float32"),
+        InputSpec(name="context", shape=(8,), dtype="float32"),
+    ]
     convert.freeze(source, inputs, ["kind", "size"], folder)
     return folder
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import median
 
 import pytest
+
 from edgebuild.device_tests.errors import DeviceError
 from edgebuild.device_tests.latency import CONFIDENCE, Latency, Verdict, against, measure, median_interval, summarize
 from edgebuild.device_tests.local import LocalTransport

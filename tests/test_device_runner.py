@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from edgebuild.device_tests.errors import DeviceError
 from edgebuild.device_tests.local import LocalTransport
 from edgebuild.device_tests.registry import TRANSPORTS

@@ -6,13 +6,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-
 import stand_ins
+
 from edgebuild.calibration.errors import DataError
 from edgebuild.pipeline import stages
 from edgebuild.pipeline.engine import Event, Outcome, execute, survey
@@ -20,11 +20,22 @@ from edgebuild.pipeline.errors import CrashError, InternalError, StoreError, exi
 from edgebuild.pipeline.store import Store, digest_tree
 from edgebuild.pipeline.task import Source, Stage, Task, key
 
-NAMES = ("write", "process_id", "segfault", "killed", "refuse", "broken", "nothing", "malformed", "touch_source", "slow")
+NAMES = (
+    "write",
+    "process_id",
+    "segfault",
+    "killed",
+    "refuse",
+    "broken",
+    "nothing",
+    "malformed",
+    "touch_source",
+    "slow",
+)
 
 
 @pytest.fixture(autouse=True)
-def misbehaving_stages(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+def misbehaving_stages(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Register the stand-ins here, and in worker processes through a start-up file."""
     for name in NAMES:
         stage = Stage(name=name, version=1, function=getattr(stand_ins, name), worker="light", tools=())
@@ -42,7 +53,6 @@ def misbehaving_stages(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Itera
         "        stages.STAGES[name] = Stage(name=name, version=1, function=function, worker='light', tools=())\n"
     )
     monkeypatch.setenv("PYTHONPATH", str(start_up))
-    yield
 
 
 @pytest.fixture
@@ -198,7 +208,9 @@ def test_an_interrupt_ends_the_workers_and_keeps_the_store(tmp_path: Path) -> No
         "commands.build = build\n"
         "sys.exit(run(['build']))\n"
     )
-    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     assert process.stdout is not None
     for line in process.stdout:
         if line.startswith("started slow"):
@@ -210,4 +222,3 @@ def test_an_interrupt_ends_the_workers_and_keeps_the_store(tmp_path: Path) -> No
     assert "Traceback" not in stderr
     pid = int(next((tmp_path / "store").rglob("text")).read_text())
     assert not Path(f"/proc/{pid}").exists()
-

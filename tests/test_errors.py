@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-
 from conftest import Ended
+
 from edgebuild.pipeline import demo
 
 Run = Callable[..., Ended]

@@ -67,7 +67,11 @@ def test_only_door_files_import_a_heavy_package(package: str) -> None:
 def loaded_by(code: str, *, cwd: Path, **variables: str) -> set[str]:
     """The modules a fresh interpreter holds after running `code`."""
     ended = subprocess.run(
-        [sys.executable, "-c", f"{code}\nimport json, sys; print(json.dumps(sorted(sys.modules)), file=sys.__stdout__)"],
+        [
+            sys.executable,
+            "-c",
+            f"{code}\nimport json, sys; print(json.dumps(sorted(sys.modules)), file=sys.__stdout__)",
+        ],
         cwd=cwd,
         env=os.environ | variables,
         capture_output=True,

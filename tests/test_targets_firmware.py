@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from edgebuild.export.flatbuffer import Flatbuffer, Operator, Quantization, Subgraph, Tensor, read
-from edgebuild.targets import firmware, tflm
+from edgebuild.targets import firmware, tflm, tflm_operators
 from edgebuild.targets.errors import PlacementError
 from edgebuild.targets.evidence import Figure, unavailable
 from edgebuild.targets.registry import target
@@ -80,7 +80,7 @@ def compile_(folder: Path, source: str) -> None:
     """Check a program against the stub of TFLM, with every warning an error."""
     methods = "\n".join(
         f"  TfLiteStatus {name}() {{ return kTfLiteOk; }}"
-        for name in sorted({*firmware.BUILTIN_METHOD.values(), *firmware.CUSTOM_METHOD.values()})
+        for name in sorted({*tflm_operators.BUILTIN_METHOD.values(), *tflm_operators.CUSTOM_METHOD.values()})
     )
     stub = folder / "stubs" / "tensorflow" / "lite" / "micro" / "micro_mutable_op_resolver.h"
     stub.parent.mkdir(parents=True, exist_ok=True)
@@ -154,7 +154,7 @@ def test_resolver_registers_operators_that_run_and_not_codes_that_are_listed() -
     text = firmware.op_resolver(flatbuffer)
     registered = re.findall(r"resolver\.(Add\w+)\(\)", text)
     used = {op.kind for op in flatbuffer.main.operators}
-    assert sorted(registered) == sorted(firmware.BUILTIN_METHOD[kind] for kind in used)
+    assert sorted(registered) == sorted(tflm_operators.BUILTIN_METHOD[kind] for kind in used)
     assert f"MicroMutableOpResolver<{len(used)}>" in text
 
 

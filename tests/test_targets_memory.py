@@ -12,6 +12,7 @@ import pytest
 
 from edgebuild.export.flatbuffer import read
 from edgebuild.targets import tflm, tflm_arena
+from edgebuild.targets.evidence import unavailable
 from edgebuild.targets.registry import target
 from edgebuild.targets.target import Artifact
 
@@ -101,12 +102,17 @@ print([tflm_arena.fits(b"", size) for size in (50, 150, 250)])
 
 def test_bisection_never_tries_less_than_the_floor() -> None:
     tried: list[int] = []
-    tflm_arena.smallest(lambda size: tried.append(size) is None and size >= 5000)
+
+    def fits(size: int) -> bool:
+        tried.append(size)
+        return size >= 5000
+
+    tflm_arena.smallest(fits)
     assert min(tried) == tflm_arena.FLOOR_BYTES
 
 
 def test_flash_is_the_model_and_says_what_it_leaves_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tflm, "arena", lambda _: tflm.unavailable("not asked for"))
+    monkeypatch.setattr(tflm, "arena", lambda _: unavailable("not asked for"))
     model = artifact("kws/ref_int8.tflite")
     flash = target("mcu").memory(model).flash_bytes
     assert (flash.value, flash.evidence) == (len(model.data), "predicted")

@@ -18,7 +18,7 @@ from edgebuild.targets.registry import TARGETS, target
 from edgebuild.targets.target import Artifact
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from edgebuild.export.flatbuffer import Option
     from edgebuild.targets.placement import Placement
@@ -35,7 +35,7 @@ def fixture(name: str) -> Flatbuffer:
     return read(path.read_bytes())
 
 
-def tensor(  # noqa: PLR0913 - the parts of a tensor
+def tensor(
     shape: tuple[int, ...] = IMAGE,
     dtype: str = "int8",
     *,
@@ -78,7 +78,7 @@ class Graph:
         *,
         version: int = 1,
         is_custom: bool = False,
-        **options: Option,
+        options: Mapping[str, Option] | None = None,
     ) -> int:
         out = self.add(output)
         self.operators.append(
@@ -89,7 +89,7 @@ class Graph:
                 is_custom=is_custom,
                 inputs=tuple(self.add(i) if isinstance(i, Tensor) else i for i in inputs),
                 outputs=(out,),
-                options=options,
+                options=options or {},
             )
         )
         return out
@@ -101,7 +101,7 @@ class Graph:
         return Flatbuffer(size_bytes=0, description="", subgraphs=(graph,), inputs={}, outputs={})
 
 
-def place_one(  # noqa: PLR0913 - the parts of one operator
+def place_one(
     target_name: str,
     kind: str,
     inputs: Sequence[int | Tensor],
@@ -109,10 +109,10 @@ def place_one(  # noqa: PLR0913 - the parts of one operator
     *,
     version: int = 1,
     is_custom: bool = False,
-    **options: Option,
+    options: Mapping[str, Option] | None = None,
 ) -> Placement:
     graph = Graph()
-    graph.op(kind, inputs, output, version=version, is_custom=is_custom, **options)
+    graph.op(kind, inputs, output, version=version, is_custom=is_custom, options=options)
     return target(target_name).place(graph.model())
 
 
@@ -198,7 +198,7 @@ REFUSED = [
 def test_edgetpu_refuses_what_its_documentation_excludes(
     kind: str, inputs: list[Tensor], output: Tensor, options: dict[str, Option], reason: str
 ) -> None:
-    placement = place_one("edgetpu", kind, inputs, output, **options)
+    placement = place_one("edgetpu", kind, inputs, output, options=options)
     assert placement.mapped == 0
     assert reason in placement.unmapped[0].reason
 
@@ -221,7 +221,7 @@ ACCEPTED = [
 def test_edgetpu_takes_what_its_documentation_allows(
     kind: str, inputs: list[Tensor], output: Tensor, options: dict[str, Option]
 ) -> None:
-    assert place_one("edgetpu", kind, inputs, output, **options).unmapped == ()
+    assert place_one("edgetpu", kind, inputs, output, options=options).unmapped == ()
 
 
 FLOAT = tensor(dtype="float32")
@@ -244,7 +244,7 @@ GPU_REFUSED = [
 def test_gpu_refuses_what_the_delegate_source_excludes(
     kind: str, inputs: list[Tensor], output: Tensor, options: dict[str, Option], reason: str
 ) -> None:
-    placement = place_one("gpu", kind, inputs, output, **options)
+    placement = place_one("gpu", kind, inputs, output, options=options)
     assert placement.mapped == 0
     assert reason in placement.unmapped[0].reason
 

@@ -102,9 +102,9 @@ def main() -> None:
     np.savez_compressed(HERE / "training.npz", image=train_x, labels=train_y)
 
     top1 = float(np.mean(model.predict(test_x, verbose=0).argmax(axis=1) == test_y))
-    print(f"top-1 on {len(test_y)} held-out rows: {top1:.4f}; parameters: {model.count_params():,}")  # noqa: T201
+    print(f"top-1 on {len(test_y)} held-out rows: {top1:.4f}; parameters: {model.count_params():,}")
     for path in sorted((*HERE.glob("*.h5"), *HERE.glob("*.npz"))):
-        print(f"{path.name}: {path.stat().st_size:,} bytes")  # noqa: T201
+        print(f"{path.name}: {path.stat().st_size:,} bytes")
 
 
 if __name__ == "__main__":

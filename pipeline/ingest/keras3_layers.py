@@ -112,7 +112,7 @@ def _relu6(name: str) -> Any:
 
 
 _LATER: Final[dict[str, Callable[[str], Callable[[Any], Any]]]] = {
-    "hard_sigmoid": _HardSigmoid,
+    
     "hard_silu": _HardSilu,
     "hard_swish": _HardSilu,
     "relu6": _relu6,
