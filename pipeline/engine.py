@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -99,15 +101,17 @@ class _Run:
         self._failures: dict[str, Failure] = {}
         self._ready_since: dict[str, float] = {}
         self._workers: list[Worker] = []
+        self._scratch = Path(tempfile.mkdtemp(prefix="edgebuild-"))  # Workers end without tidying up.
 
     def __enter__(self) -> Self:
         if any(STAGES[task.stage].worker == "tensorflow" for task in self._waiting.values()):
-            self._workers.append(workers.start("tensorflow"))  # Its import runs while data is read.
+            self._workers.append(workers.start("tensorflow", self._scratch))  # Its import runs while data is read.
         return self
 
     def __exit__(self, *_: object) -> None:
         for worker in self._workers:
             worker.close()
+        shutil.rmtree(self._scratch, ignore_errors=True)
 
     def until_done(self) -> Outcome:
         while self._waiting or self._busy():
@@ -146,7 +150,7 @@ class _Run:
         idle = next((worker for worker in alike if worker.task is None and worker.is_alive), None)
         waited_s = time.monotonic() - ready_since
         if idle is None and (kind == "light" or not alike or waited_s > SECOND_IMPORT_PAYS_AFTER_S):
-            idle = workers.start(kind)
+            idle = workers.start(kind, self._scratch)
             self._workers.append(idle)
         return idle
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
-import shutil
 import tempfile
 from functools import lru_cache
 from pathlib import Path
@@ -19,8 +17,7 @@ def frozen(folder: Path) -> Path:
     It is no stage of its own: TensorFlow numbers the functions inside by what the process did before, so its bytes
     are not reproducible, while the flatbuffers made from it are.
     """
-    place = Path(tempfile.mkdtemp(prefix="edgebuild-frozen-"))
-    atexit.register(shutil.rmtree, place, ignore_errors=True)
+    place = Path(tempfile.mkdtemp(prefix="frozen-"))  # In the worker's own scratch folder.
     described = float_model.describe(folder)
     convert.freeze(float_model.load(folder), described.inputs, described.outputs, place)
     return place

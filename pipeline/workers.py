@@ -12,6 +12,7 @@ import time
 from dataclasses import dataclass, field
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import IO
 
 from edgebuild.pipeline.errors import CrashError
@@ -82,8 +83,11 @@ class Worker:
         )
 
 
-def start(kind: WorkerKind) -> Worker:
-    """Start a worker process in a group of its own, so that it can be ended with all it started."""
+def start(kind: WorkerKind, scratch: Path) -> Worker:
+    """Start a worker process in a group of its own, so that it can be ended with all it started.
+
+    Its temporary files go to `scratch`, for the caller to remove.
+    """
     ours, theirs = Pipe()
     log = tempfile.TemporaryFile(prefix="edgebuild-worker-")  # noqa: SIM115 - lives as long as the worker
     command = [sys.executable, "-m", "edgebuild.pipeline.worker", kind, str(theirs.fileno())]
@@ -94,7 +98,7 @@ def start(kind: WorkerKind) -> Worker:
         stderr=subprocess.STDOUT,
         pass_fds=[theirs.fileno()],
         start_new_session=True,
-        env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": os.environ.get("TF_CPP_MIN_LOG_LEVEL", "1")},
+        env=os.environ | {"TMPDIR": str(scratch), "TF_CPP_MIN_LOG_LEVEL": os.environ.get("TF_CPP_MIN_LOG_LEVEL", "1")},
     )
     theirs.close()
     return Worker(kind=kind, connection=ours, process=process, log=log)

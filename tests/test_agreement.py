@@ -146,9 +146,7 @@ def test_other_names_are_refused() -> None:
         compare({"a": normal(5, 4)}, {"b": normal(5, 4)})
 
 
-@given(
-    npst.arrays(np.float32, (2, 3, 4), elements=st.floats(-1e30, 1e30, width=32)),
-)
+@given(npst.arrays(np.float32, (2, 3, 4), elements=st.floats(-(2.0**100), 2.0**100, width=32)))
 def test_every_finite_pair_has_a_finite_distance(pair: NDArray[np.float32]) -> None:
     found = one(pair[0], pair[1])
     assert found.max_abs >= 0.0
@@ -156,4 +154,4 @@ def test_every_finite_pair_has_a_finite_distance(pair: NDArray[np.float32]) -> N
     assert -1.0 <= found.cosine <= 1.0
     assert found.relative_rmse >= 0.0
     assert not math.isnan(found.relative_rmse)
-    assert (found.relative_rmse == 0.0) == (found.max_abs == 0.0) or found.max_abs < np.finfo(np.float32).tiny
+    assert (found.relative_rmse == 0.0) == (found.max_abs == 0.0)

@@ -19,10 +19,10 @@ from edgebuild.pipeline.metrics import METRICS, score
 SCORES = [
     [0.1, 0.7, 0.0, 0.1, 0.05, 0.05],
     [0.3, 0.2, 0.1, 0.1, 0.2, 0.1],
-    [0.0, 0.0, 0.1, 0.2, 0.3, 0.4],
-    [0.5, 0.1, 0.1, 0.1, 0.1, 0.1],
+    [0.0, 0.01, 0.1, 0.2, 0.29, 0.4],
+    [0.5, 0.14, 0.13, 0.12, 0.05, 0.06],
 ]
-# Ranked first, second, last and fifth of six.
+# Ranked first, third, last and last of six.
 CLASSES = [1, 4, 0, 4]
 ROUNDING = 1e-12  # Relative, of a few float64 operations in another order.
 
@@ -40,7 +40,7 @@ def test_top1_counts_labels_ranked_first() -> None:
 
 
 def test_top5_counts_labels_among_the_five_largest() -> None:
-    assert of("top5", SCORES, CLASSES) == 0.75
+    assert of("top5", SCORES, CLASSES) == 0.5
 
 
 def test_ties_go_to_the_lower_class_as_argmax_does() -> None:

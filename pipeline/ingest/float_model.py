@@ -103,13 +103,9 @@ def rebuild(folder: Path) -> Any:
     import numpy as np
     import tf_keras
 
-    from edgebuild.pipeline.ingest.keras_check import layers_of
-
     model = tf_keras.models.model_from_json((folder / "architecture.json").read_text())
     with np.load(folder / "weights.npz", allow_pickle=False) as weights:
         model.set_weights([weights[name] for name in weights.files])
-    for layer in layers_of(model):
-        layer.finalize_state()  # A Normalization layer computes with a copy of its weights.
     return model
 
 

@@ -51,7 +51,6 @@ def copy_weights(layer: Any, twin: Any) -> None:
         raise untranslatable(layer, f"nothing takes its weight {left[0].path}")
     if values:
         built.set_weights(values)
-        built.finalize_state()
 
 
 def untranslatable(layer: Any, cause: str) -> ModelError:
@@ -112,7 +111,7 @@ def _relu6(name: str) -> Any:
 
 
 _LATER: Final[dict[str, Callable[[str], Callable[[Any], Any]]]] = {
-    
+    "hard_sigmoid": _HardSigmoid,
     "hard_silu": _HardSilu,
     "hard_swish": _HardSilu,
     "relu6": _relu6,
