@@ -1,6 +1,7 @@
 # With only Python and make: `make demo` builds a real model for four targets, `make test` runs the tests.
 
-PYTHON ?= $(shell for p in python3.11 python3.10 python3; do command -v $$p && break; done)
+FITS := import sys; sys.exit(not (3, 10, 12) <= sys.version_info[:3] < (3, 12))
+PYTHON ?= $(shell for p in python3.11 python3.10 python3; do $$p -c '$(FITS)' 2>/dev/null && echo $$p && break; done)
 VENV := .venv
 BIN := $(VENV)/bin
 PACKAGES := calibration device_tests export pipeline targets
@@ -26,7 +27,7 @@ types: $(READY)
 	MYPYPATH=$(VENV)/types:tests $(BIN)/mypy tests benchmarks
 
 $(READY): pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 10, 12) <= sys.version_info[:3] < (3, 12) else "edgebuild needs Python 3.10.12 up to 3.11 (tflite-runtime has no later wheel), this is " + sys.version.split()[0] + "; set PYTHON=")'
+	@test -n "$(PYTHON)" || { echo "edgebuild needs Python 3.10.12 up to 3.11 (tflite-runtime has no later wheel); set PYTHON="; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,mcu]'
 	$(BIN)/python -m compileall -q $(PACKAGES)

@@ -67,7 +67,9 @@ class Tensor:
         if self.data is None:
             raise ModelError(f"tensor {self.index} ({self.name}) is not a constant")
         try:
-            return self.data.view(np.dtype(_NUMPY_NAMES.get(self.dtype, self.dtype))).reshape(self.shape)
+            return self.data.view(np.dtype(_NUMPY_NAMES.get(self.dtype, self.dtype))).reshape(
+                [max(size, 0) for size in self.shape]  # numpy would infer a negative one.
+            )
         except (ValueError, TypeError) as e:
             raise ModelError(
                 f"tensor {self.index} ({self.name}) holds {self.data.size} bytes, no {self.dtype} {list(self.shape)}",

@@ -183,7 +183,7 @@ def code_source(reference: str, folder: Path) -> Source:
     top = reference.partition(":")[0].partition(".")[0]
     for place in (folder / f"{top}.py", folder / top):
         if place.exists():
-            return Source(path=place, digest=digest_tree(place, "*.py"))
+            return _code(place)
     try:
         found = importlib.util.find_spec(top) if top in sys.modules or top.isidentifier() else None
     except ValueError:  # __main__ and its like have no spec.
@@ -193,8 +193,11 @@ def code_source(reference: str, folder: Path) -> Source:
             f"there is no module '{top}' for {reference}", action="put it beside edgebuild.yaml, or install it"
         )
     origin = Path(found.origin)
-    place = origin.parent if origin.name == "__init__.py" else origin
-    return Source(path=place, digest=digest_tree(place, "*.py"))
+    return _code(origin.parent if origin.name == "__init__.py" else origin)
+
+
+def _code(place: Path) -> Source:
+    return Source(path=place, digest=digest_tree(place, "*.py"), pattern="*.py")
 
 
 def _chosen(project: Project, targets: Sequence[str]) -> Sequence[str]:

@@ -83,8 +83,7 @@ def _require_sound(out: Path, title: str) -> None:
 
 def _require_unchanged(task: Task) -> None:
     for source in task.sources.values():
-        pattern = "*.py" if ":" in getattr(task.parameters, "function", getattr(task.parameters, "metric", "")) else "*"
-        if digest_tree(source.path, pattern) != source.digest:
+        if digest_tree(source.path, source.pattern) != source.digest:
             raise DataError(
                 f"{source.path} changed while {task.title} read it",
                 cause="something wrote to it during the build",

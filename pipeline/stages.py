@@ -56,10 +56,9 @@ class PackageParameters:
 
 def ingest(_: Nothing, inputs: Mapping[str, Path], out: Path) -> None:
     """Source `model` -> a float model (see `ingest.float_model`)."""
-    from edgebuild.pipeline.ingest import float_model, load
+    from edgebuild.pipeline.ingest import load
 
-    source = inputs["model"]
-    float_model.save(load.read(source), load.source_format(source), out)
+    load.ingest(inputs["model"], out)
 
 
 def samples(parameters: SamplesParameters, inputs: Mapping[str, Path], out: Path) -> None:

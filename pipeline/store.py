@@ -104,8 +104,8 @@ class Store:
         try:
             folder.rename(place)
         except OSError:
-            if self.find(key) is None:  # Not another build's equal entry: a real failure.
-                raise
+            if self.find(key) is None:  # Not another build's equal entry; a damaged one is out of the way now.
+                folder.rename(place)
         _flush(place.parent)
 
     def place(self, key: str) -> Path:

@@ -31,10 +31,11 @@ class Stage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """A file or folder of the user's, with the digest it had when the plan was made."""
+    """A file, or what matches `pattern` in a folder of the user's, with the digest it had when the plan was made."""
 
     path: Path
     digest: str
+    pattern: str = "*"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -107,7 +107,8 @@ def shared() -> Any:
 
 def time_distributed_model() -> Any:
     frames = keras.Input((3, 6, 6, 1), name="frames")
-    per_frame = keras.Sequential([keras.Input((6, 6, 1)), layers.Conv2D(2, 3), layers.Flatten(), layers.Dense(3)])
+    stack = [layers.Flatten(), layers.Dense(3), layers.BatchNormalization(), layers.Dense(3)]
+    per_frame = keras.Sequential([keras.Input((6, 6, 1)), layers.Conv2D(2, 3), *stack])
     return keras.Model(frames, layers.LSTM(2)(layers.TimeDistributed(per_frame)(frames)))
 
 
