@@ -307,6 +307,8 @@ def _refusals(name: str, settings: TargetSettings) -> Iterator[str]:
         yield f"{name}.precision: {name} takes {', '.join(target.PRECISIONS)}, not {settings.precision}"
     if settings.io and settings.io not in target.IO_TYPES:
         yield f"{name}.io: {name} takes {', '.join(target.IO_TYPES)}, not {settings.io}"
+    elif settings.io not in (None, "float32") and (precision := settings.precision or target.PRECISIONS[0]) != "int8":
+        yield f"{name}.io: {settings.io} is for int8 models; {precision} ones keep float32"
     if settings.board is not None and name != "mcu":
         yield f"{name}.board: only mcu has boards"
     elif isinstance(settings.board, str) and settings.board not in (boards := _boards()):

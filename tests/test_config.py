@@ -1,0 +1,456 @@
+"""`edgebuild.yaml`: what it may say, and how each mistake is told."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from textwrap import dedent
+from typing import Any, get_args
+
+import jsonschema
+import numpy as np
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgebuild.export.formats import IoType, Precision
+from edgebuild.pipeline import config
+from edgebuild.pipeline.config import DataSource, Project, json_schema, load, parse
+from edgebuild.pipeline.errors import ConfigError, exit_code
+from edgebuild.targets.registry import TARGETS
+
+SMALLEST: dict[str, Any] = {"model": "model.h5", "targets": {"cpu": {}}}
+SCHEMA = jsonschema.Draft202012Validator(json_schema())
+
+
+def problem(**settings: Any) -> str:
+    """What is said of the smallest configuration with these settings, without its address and advice."""
+    with pytest.raises(ConfigError) as caught:
+        parse(SMALLEST | settings)
+    assert exit_code(caught.value) == 2
+    return caught.value.cause or caught.value.what.removeprefix("edgebuild.yaml can't be used: ")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with a model, data and the smallest configuration."""
+    (tmp_path / "model.h5").touch()
+    np.savez(tmp_path / "data.npz", x=np.zeros(3))
+    write(tmp_path, SMALLEST | {"data": {"calibration": "data.npz"}})
+    return tmp_path
+
+
+def write(folder: Path, raw: object) -> Path:
+    path = folder / config.NAME
+    path.write_text(raw if isinstance(raw, str) else yaml.safe_dump(raw))
+    return path
+
+
+def load_from(folder: Path, *overrides: str) -> Project:
+    return load(folder / config.NAME, overrides)
+
+
+def refusal(folder: Path, *overrides: str) -> ConfigError:
+    with pytest.raises(ConfigError) as caught:
+        load_from(folder, *overrides)
+    return caught.value
+
+
+# What it may say
+
+
+def example() -> str:
+    return dedent(inspect.getdoc(config).split("::\n\n", 1)[1])  # type: ignore[union-attr]
+
+
+def test_the_documented_example_parses_and_follows_the_schema() -> None:
+    raw = yaml.safe_load(example())
+    parsed = parse(raw)
+    SCHEMA.validate(raw)
+    assert list(parsed.targets) == ["cpu", "gpu", "edgetpu", "mcu"]
+    assert (parsed.targets["edgetpu"].io, parsed.targets["edgetpu"].min_mapped) == ("uint8", 0.95)
+    assert (parsed.targets["mcu"].board, parsed.targets["mcu"].max_arena_kib) == ("cortex-m4", 64)
+    assert (parsed.gates.max_metric_drop, parsed.gates.min_metric) == (0.01, 0.9)
+    assert parsed.data.calibration == DataSource(source="calibration.npz")
+
+
+def test_the_smallest_configuration_has_defaults() -> None:
+    parsed = parse(SMALLEST)
+    assert (parsed.metric.name, parsed.seed, parsed.devices) == ("top1", 0, {})
+    assert parsed.gates == config.Gates()
+
+
+def test_empty_settings_are_settings() -> None:
+    assert parse({"model": "m", "targets": {"cpu": None}}) == parse({"model": "m", "targets": {"cpu": {}}})
+
+
+def test_a_source_and_a_metric_have_short_and_long_forms() -> None:
+    short = parse(SMALLEST | {"data": {"evaluation": "e.npz"}, "metric": "auc"})
+    long = parse(SMALLEST | {"data": {"evaluation": {"source": "e.npz"}}, "metric": {"name": "auc"}})
+    assert short == long
+
+
+@pytest.mark.parametrize(
+    ("source", "is_function"),
+    [
+        ("recordings:windows", True),
+        ("package.module:function", True),
+        ("data.npz", False),
+        ("folder/data.npz", False),
+        ("C:/data.npz", False),
+        ("recordings:", False),
+        (":windows", False),
+        ("a b:windows", False),
+    ],
+)
+def test_function_references_are_told_from_paths(source: str, is_function: bool) -> None:  # noqa: FBT001 - a table
+    assert DataSource(source=source).function == (source if is_function else None)
+
+
+def test_a_board_may_be_of_ones_own() -> None:
+    board = (
+        parse({"model": "m", "targets": {"mcu": {"board": {"flash_kib": 512, "ram_kib": 96.5}}}}).targets["mcu"].board
+    )
+    assert board == config.Board(flash_kib=512, ram_kib=96.5)
+
+
+def test_a_function_of_ones_own_says_which_way_is_better() -> None:
+    assert (
+        parse(SMALLEST | {"metric": {"name": "mine:wer", "higher_is_better": False}}).metric.higher_is_better is False
+    )
+    assert "only for package.module:function" in problem(metric={"name": "mse", "higher_is_better": True})
+
+
+# Mistakes
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"gats": {}}, "gats: unknown key; did you mean gates?"),
+        ({"data": {"calibraton": "x"}}, "data.calibraton: unknown key; did you mean calibration?"),
+        (
+            {"data": {"calibration": {"source": "x", "sampels": 3}}},
+            "data.calibration.sampels: unknown key; did you mean samples?",
+        ),
+        ({"metric": {"nam": "top1"}}, "metric.nam: unknown key; did you mean name?"),
+        ({"targets": {"cpu": {"precison": "int8"}}}, "targets.cpu.precison: unknown key; did you mean precision?"),
+        (
+            {"targets": {"mcu": {"board": {"flsh_kib": 1, "flash_kib": 1, "ram_kib": 1}}}},
+            "targets.mcu.board.flsh_kib: unknown key; did you mean flash_kib?",
+        ),
+        ({"gates": {"min_metrc": 0.9}}, "gates.min_metrc: unknown key; did you mean min_metric?"),
+        ({"devices": {"pi": {"hots": "pi.lan"}}}, "devices.pi.hots: unknown key; did you mean host?"),
+        ({"devices": {"metric": {"hots": "pi.lan"}}}, "devices.metric.hots: unknown key; did you mean host?"),
+    ],
+)
+def test_an_unknown_key_is_named_with_the_nearest_one(settings: dict[str, Any], told: str) -> None:
+    assert problem(**settings) == told
+
+
+def test_a_key_like_no_other_comes_with_all_there_are() -> None:
+    assert problem(gates={"zzz": 1}) == "gates.zzz: unknown key; there are max_metric_drop, min_metric, max_size_kib"
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"model": 3}, "model: Input should be a valid string, not 3"),
+        ({"seed": "1"}, "seed: Input should be a valid integer, not '1'"),
+        ({"seed": -1}, "seed: Input should be greater than or equal to 0, not -1"),
+        ({"seed": 2**32}, f"seed: Input should be less than or equal to {2**32 - 1}, not {2**32}"),
+        ({"seed": True}, "seed: Input should be a valid integer, not True"),
+        ({"gates": {"max_size_kib": 0}}, "gates.max_size_kib: Input should be greater than 0, not 0"),
+        ({"gates": {"max_size_kib": True}}, "gates.max_size_kib: Input should be a valid number, not True"),
+        ({"gates": {"min_metric": "0.9"}}, "gates.min_metric: Input should be a valid number, not '0.9'"),
+        ({"gates": {"min_metric": float("nan")}}, "gates.min_metric: Input should be a finite number, not nan"),
+        ({"targets": {"cpu": {"min_mapped": 1.1}}}, "targets.cpu.min_mapped: Input should be less than or equal to 1"),
+        ({"targets": {"cpu": 3}}, "targets.cpu: Input should be a valid dictionary"),
+        ({"targets": ["cpu"]}, "targets: Input should be a valid dictionary"),
+        ({"targets": {}}, "targets: Dictionary should have at least 1 item"),
+        ({"targets": {1: {}}}, "targets.1: Input should be a valid string, not 1"),
+        ({"targets": {"cpu": {"precision": "int4"}}}, "targets.cpu.precision: Input should be 'float32', 'float16'"),
+        ({"targets": {"mcu": {"board": 3}}}, "targets.mcu.board: Input should be a profile's name, or flash_kib and"),
+        ({"data": {"calibration": {"samples": 3}}}, "data.calibration.source: required, and missing"),
+        ({"data": {"calibration": {"source": "x", "samples": 0}}}, "data.calibration.samples: Input should be greater"),
+        ({"metric": "top9"}, "metric.name: 'top9' is neither one of top1, top5, auc, mse, mae nor package.module"),
+        ({"metric": "a b:c"}, "metric.name: 'a b:c' is neither one of"),
+        ({"devices": {"pi": {"transport": "serial"}}}, "devices.pi.transport: Input should be 'local', 'ssh' or 'adb'"),
+        ({"compress": [{"prune": {}}]}, "compress: this version compresses nothing"),
+    ],
+)
+def test_a_wrong_value_is_named_with_what_is_wrong(settings: dict[str, Any], told: str) -> None:
+    assert problem(**settings).startswith(told)
+
+
+@pytest.mark.parametrize("raw", [None, [], "model.h5", 3])
+def test_what_is_no_mapping_is_refused(raw: object) -> None:
+    with pytest.raises(ConfigError, match=r"edgebuild\.yaml can't be used"):
+        parse(raw)
+
+
+def test_required_keys_are_named() -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse({})
+    assert caught.value.cause.splitlines() == ["model: required, and missing", "targets: required, and missing"]
+
+
+def test_every_problem_is_told_at_once() -> None:
+    told = problem(
+        model=3,
+        metric="top9",
+        targets={"edgtpu": {}, "cpux": {}, "gpu": {"precison": "float16"}},
+        gates={"max_size_kib": -1},
+        compress=[{"prune": {}}],
+        seeds=1,
+    ).splitlines()
+    keys = ["model", "metric.name", "targets.edgtpu", "targets.cpux", "targets.gpu.precison"]
+    assert sorted(line.split(":")[0] for line in told) == sorted([*keys, "gates.max_size_kib", "compress", "seeds"])
+
+
+def test_an_unknown_target_is_named_with_the_nearest_one() -> None:
+    assert problem(targets={"edgtpu": {}}) == "targets.edgtpu: unknown target; did you mean edgetpu?"
+    assert problem(targets={"fpga!": {}}).startswith("targets.fpga!: unknown target; ")
+
+
+@pytest.mark.parametrize(
+    ("target", "settings", "told"),
+    [
+        ("edgetpu", {"precision": "float32"}, "targets.edgetpu.precision: edgetpu takes int8, not float32"),
+        ("mcu", {"precision": "float16"}, "targets.mcu.precision: mcu takes int8, int16x8, not float16"),
+        ("gpu", {"io": "int8"}, "targets.gpu.io: gpu takes float32, not int8"),
+        ("cpu", {"precision": "float16", "io": "int8"}, "targets.cpu.io: int8 is for int8 models; float16 ones keep"),
+        ("cpu", {"board": "cortex-m4"}, "targets.cpu.board: only mcu has boards"),
+        ("mcu", {"board": "cortex-m44"}, "targets.mcu.board: unknown board; did you mean cortex-m4?"),
+    ],
+)
+def test_what_a_target_does_not_take_is_refused(target: str, settings: dict[str, Any], told: str) -> None:
+    assert problem(targets={target: settings}).startswith(told)
+
+
+def test_refusals_of_several_targets_come_together() -> None:
+    told = problem(targets={"edgetpu": {"precision": "float32"}, "gpu": {"io": "int8"}, "cpu": {"board": "b"}})
+    assert [line.split(":")[0] for line in told.splitlines()] == [
+        "targets.edgetpu.precision",
+        "targets.gpu.io",
+        "targets.cpu.board",
+    ]
+
+
+# The file
+
+
+def test_relative_paths_start_at_the_configurations_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder.parent)
+    project = load(Path(folder.name) / config.NAME)
+    assert project.folder == folder
+    assert project.model == folder / "model.h5"
+    assert project.config.data.calibration is not None
+    assert project.data(project.config.data.calibration) == folder / "data.npz"
+
+
+def test_absolute_paths_stay(folder: Path) -> None:
+    elsewhere = folder / "elsewhere"
+    elsewhere.mkdir()
+    write(elsewhere, SMALLEST | {"model": str(folder / "model.h5"), "data": {"calibration": str(folder / "data.npz")}})
+    assert load_from(elsewhere).model == folder / "model.h5"
+
+
+def test_a_missing_configuration_says_how_to_write_one(tmp_path: Path) -> None:
+    error = refusal(tmp_path)
+    assert error.what.startswith("there is no ")
+    assert "edgebuild init" in error.action
+
+
+@pytest.mark.parametrize(
+    "text", ["model: [", "a: b: c", "\tmodel: x", "seed: 2024-13-01", "? {a: b}\n: c", "!!python/name:os.system x"]
+)
+def test_what_is_no_yaml_is_refused(folder: Path, text: str) -> None:
+    write(folder, text)
+    error = refusal(folder)
+    assert error.what.endswith("can't be read")
+    assert error.cause
+
+
+def test_bytes_that_are_no_text_are_refused(folder: Path) -> None:
+    (folder / config.NAME).write_bytes(b"model: \xff\xfe")
+    assert refusal(folder).what.endswith("can't be read")
+
+
+def test_a_folder_in_place_of_the_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / config.NAME).mkdir()
+    assert refusal(tmp_path).what.endswith("can't be read")
+
+
+@pytest.mark.parametrize("text", ["", "# nothing yet\n", "- model", "model.h5", "3"])
+def test_a_file_without_settings_is_refused(folder: Path, text: str) -> None:
+    write(folder, text)
+    assert refusal(folder).what.endswith("holds no settings")
+
+
+def test_every_missing_file_is_named_with_its_key(folder: Path) -> None:
+    write(folder, {"model": "gone.h5", "targets": {"cpu": {}}, "data": {"calibration": "c.npz", "evaluation": "e.npz"}})
+    error = refusal(folder)
+    assert f"model: there is nothing at {folder / 'gone.h5'}" in error.what
+    assert [line.split(":")[0] for line in error.cause.splitlines()] == ["data.calibration", "data.evaluation"]
+
+
+def test_a_function_is_no_missing_file(folder: Path) -> None:
+    write(folder, SMALLEST | {"data": {"calibration": "recordings:windows"}})
+    assert load_from(folder).config.data.calibration == DataSource(source="recordings:windows")
+
+
+@pytest.mark.parametrize("data", [{}, {"training": "data.npz"}])
+def test_neither_calibration_nor_evaluation_is_refused(folder: Path, data: dict[str, str]) -> None:
+    write(folder, SMALLEST | {"data": data})
+    assert "give `calibration`, `evaluation` or both" in refusal(folder).what
+
+
+# Overrides
+
+
+def test_an_override_replaces_a_value(folder: Path) -> None:
+    assert load_from(folder, "seed=7", "metric=auc").config.seed == 7
+
+
+def test_an_override_may_make_keys_that_are_not_there(folder: Path) -> None:
+    assert load_from(folder, "gates.min_metric=0.9").config.gates.min_metric == 0.9
+
+
+@pytest.mark.parametrize("settings", [None, {}, {"precision": "float16"}])
+def test_an_override_reaches_into_settings_empty_or_not(folder: Path, settings: dict[str, Any] | None) -> None:
+    write(folder, {"model": "model.h5", "targets": {"cpu": settings}, "data": {"calibration": "data.npz"}})
+    assert load_from(folder, "targets.cpu.precision=float32").config.targets["cpu"].precision == "float32"
+
+
+def test_an_override_leaves_its_neighbours(folder: Path) -> None:
+    write(folder, SMALLEST | {"data": {"calibration": "data.npz"}, "gates": {"min_metric": 0.5, "max_size_kib": 9}})
+    gates = load_from(folder, "gates.min_metric=0.9", "gates.max_metric_drop=0.1").config.gates
+    assert (gates.min_metric, gates.max_metric_drop, gates.max_size_kib) == (0.9, 0.1, 9)
+
+
+def test_an_override_may_be_a_mapping_which_replaces_the_whole(folder: Path) -> None:
+    write(folder, SMALLEST | {"data": {"calibration": "data.npz"}, "gates": {"min_metric": 0.5}})
+    gates = load_from(folder, "gates={max_size_kib: 8}").config.gates
+    assert (gates.min_metric, gates.max_size_kib) == (None, 8)
+
+
+def test_of_two_overrides_of_one_key_the_last_holds(folder: Path) -> None:
+    assert load_from(folder, "seed=1", "seed=2").config.seed == 2
+
+
+def test_an_override_may_hold_an_equals_sign(folder: Path) -> None:
+    (folder / "a=b.npz").touch()
+    found = load_from(folder, "data.evaluation=a=b.npz").config.data.evaluation
+    assert found == DataSource(source="a=b.npz")
+
+
+def test_an_override_is_checked_like_the_file(folder: Path) -> None:
+    assert "gates.min_metrc: unknown key" in refusal(folder, "gates.min_metrc=0.9").what
+    assert "seed: Input should be a valid integer" in refusal(folder, "seed=many").what
+
+
+@pytest.mark.parametrize("override", ["seed", "=1", "", ".seed=1", "gates.=1", "gates..min_metric=1"])
+def test_an_override_without_key_and_value_is_refused(folder: Path, override: str) -> None:
+    assert refusal(folder, override).what == f"--set {override} is not key.path=value"
+
+
+def test_an_override_below_a_value_is_refused(folder: Path) -> None:
+    assert refusal(folder, "seed.deeper=1").what == "--set seed.deeper=1: 'seed' holds a value, not keys"
+
+
+@pytest.mark.parametrize("value", ["[", "{a: b", "a: b: c", "2024-13-01", "!!python/name:os.system x"])
+def test_an_override_that_is_no_yaml_is_refused(folder: Path, value: str) -> None:
+    error = refusal(folder, f"seed={value}")
+    assert error.what == f"--set seed={value}: the value is no YAML"
+    assert error.cause
+
+
+# The published schema
+
+positive = st.floats(0.001, 1e6) | st.integers(1, 1000)
+share = st.floats(0, 1) | st.integers(0, 1)
+names = st.text("abcdefgh_", min_size=1)
+sources = st.sampled_from(["data.npz", "folder", "module:function"])
+
+
+def optional(**fields: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]]:
+    return st.fixed_dictionaries({}, optional={name: st.none() | values for name, values in fields.items()})
+
+
+def settings_of(target: str) -> st.SearchStrategy[dict[str, Any] | None]:
+    limits = ("max_size_kib", "max_latency_ms", "max_arena_kib", "max_flash_kib")
+    own = {"precision": st.sampled_from(TARGETS[target].PRECISIONS), "min_mapped": share}
+    boards = st.just("cortex-m4") | st.fixed_dictionaries({"flash_kib": positive, "ram_kib": positive})
+    board = {"board": boards} if target == "mcu" else {}
+    return st.none() | optional(**own, **dict.fromkeys(limits, positive), **board)
+
+
+valid = st.fixed_dictionaries(
+    {
+        "model": names,
+        "targets": st.lists(st.sampled_from(list(TARGETS)), min_size=1, unique=True).flatmap(
+            lambda chosen: st.fixed_dictionaries({name: settings_of(name) for name in chosen})
+        ),
+    },
+    optional={
+        "data": optional(
+            **dict.fromkeys(
+                ("calibration", "evaluation", "training"),
+                sources | st.fixed_dictionaries({"source": sources}, optional={"samples": st.integers(1, 10**6)}),
+            )
+        ),
+        "metric": st.sampled_from(
+            [*config.METRICS, "a.b:c", {"name": "auc"}, {"name": "a:b", "higher_is_better": True}]
+        ),
+        "gates": optional(max_metric_drop=positive, min_metric=st.floats(-1e6, 1e6), max_size_kib=positive),
+        "devices": st.dictionaries(names, st.fixed_dictionaries({}, optional={"host": names})),
+        "seed": st.integers(0, 2**32 - 1),
+        "compress": st.just([]),
+    },
+)
+
+
+def test_the_schema_is_a_schema() -> None:
+    jsonschema.Draft202012Validator.check_schema(json_schema())
+    assert json_schema()["title"] == "edgebuild.yaml"
+
+
+@given(valid)
+def test_the_schema_accepts_what_is_parsed_and_yaml_carries_it(raw: dict[str, Any]) -> None:
+    parsed = parse(raw)
+    SCHEMA.validate(raw)
+    assert parse(yaml.safe_load(yaml.safe_dump(raw))) == parsed
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"gats": {}},
+        {"targets": {}},
+        {"targets": {"cpu": {"precison": "int8"}}},
+        {"targets": {"cpu": {"precision": "int4"}}},
+        {"targets": {"cpu": {"min_mapped": 2}}},
+        {"data": {"calibration": 3}},
+        {"gates": {"max_size_kib": 0}},
+        {"seed": -1},
+        {"model": None},
+    ],
+)
+def test_the_schema_refuses_mistakes_that_an_editor_can_show(settings: dict[str, Any]) -> None:
+    assert problem(**settings)
+    assert not SCHEMA.is_valid(SMALLEST | settings)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("precision", get_args(Precision))
+@pytest.mark.parametrize("io", get_args(IoType))
+def test_every_choice_is_accepted_or_refused_by_name(target: str, precision: Precision, io: IoType) -> None:
+    module = TARGETS[target]
+    fits = precision in module.PRECISIONS and io in module.IO_TYPES and (precision == "int8" or io == "float32")
+    settings = {target: {"precision": precision, "io": io}}
+    if fits:
+        assert parse({"model": "m", "targets": settings}).targets[target].precision == precision
+    else:
+        assert problem(targets=settings).startswith(f"targets.{target}.")
