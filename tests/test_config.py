@@ -109,16 +109,13 @@ def test_function_references_are_told_from_paths(source: str, is_function: bool)
 
 
 def test_a_board_may_be_of_ones_own() -> None:
-    board = (
-        parse({"model": "m", "targets": {"mcu": {"board": {"flash_kib": 512, "ram_kib": 96.5}}}}).targets["mcu"].board
-    )
-    assert board == config.Board(flash_kib=512, ram_kib=96.5)
+    parsed = parse(SMALLEST | {"targets": {"mcu": {"board": {"flash_kib": 512, "ram_kib": 96.5}}}})
+    assert parsed.targets["mcu"].board == config.Board(flash_kib=512, ram_kib=96.5)
 
 
 def test_a_function_of_ones_own_says_which_way_is_better() -> None:
-    assert (
-        parse(SMALLEST | {"metric": {"name": "mine:wer", "higher_is_better": False}}).metric.higher_is_better is False
-    )
+    errors = {"name": "mine:word_errors", "higher_is_better": False}
+    assert parse(SMALLEST | {"metric": errors}).metric.higher_is_better is False
     assert "only for package.module:function" in problem(metric={"name": "mse", "higher_is_better": True})
 
 
@@ -357,7 +354,7 @@ def test_an_override_without_key_and_value_is_refused(folder: Path, override: st
 
 
 def test_an_override_below_a_value_is_refused(folder: Path) -> None:
-    assert refusal(folder, "seed.deeper=1").what == "--set seed.deeper=1: 'seed' holds a value, not keys"
+    assert refusal(folder, "model.deeper=1").what == "--set model.deeper=1: 'model' holds a value, not keys"
 
 
 @pytest.mark.parametrize("value", ["[", "{a: b", "a: b: c", "2024-13-01", "!!python/name:os.system x"])
@@ -401,9 +398,8 @@ valid = st.fixed_dictionaries(
                 sources | st.fixed_dictionaries({"source": sources}, optional={"samples": st.integers(1, 10**6)}),
             )
         ),
-        "metric": st.sampled_from(
-            [*config.METRICS, "a.b:c", {"name": "auc"}, {"name": "a:b", "higher_is_better": True}]
-        ),
+        "metric": st.sampled_from([*config.METRICS, "a.b:c", {"name": "auc"}])
+        | st.fixed_dictionaries({"name": st.just("a:b")}, optional={"higher_is_better": st.booleans()}),
         "gates": optional(max_metric_drop=positive, min_metric=st.floats(-1e6, 1e6), max_size_kib=positive),
         "devices": st.dictionaries(names, st.fixed_dictionaries({}, optional={"host": names})),
         "seed": st.integers(0, 2**32 - 1),
