@@ -31,6 +31,7 @@ from edgebuild.pipeline.plan import Plan
 from edgebuild.pipeline.report import NoLatency, Report
 from edgebuild.pipeline.store import Store, default_root, digest_file
 from edgebuild.pipeline.task import Task
+from edgebuild.pipeline.workers import Limits
 
 MEASURED_HERE = ("cpu",)  # The targets that this machine can stand for.
 
@@ -68,7 +69,9 @@ def build(
     plan = planning.make(project, targets)
     store = store or Store(default_root())
     goals = [plan.model, *(key for export in plan.exports.values() for key in (export.verified, export.packaged))]
-    outcome = execute(plan.tasks, goals, store, jobs=jobs or os.cpu_count() or 1, on_event=on_event)
+    outcome = execute(
+        plan.tasks, goals, store, jobs=jobs or os.cpu_count() or 1, on_event=on_event, limits=_limits(project)
+    )
     latencies = _latencies(project, plan, outcome, publish.previous(out), on_latency)
     report = assemble.report(project, plan, outcome, latencies)
     publish.publish(out, project, plan, outcome, report)
@@ -103,7 +106,9 @@ def run_until(
 ) -> Outcome:
     """Run the stages up to `until` and leave their results in the store; nothing is published."""
     tasks = planning.make(project, targets).until(until)
-    return execute(tasks, list(tasks), store, jobs=jobs or os.cpu_count() or 1, on_event=on_event)
+    return execute(
+        tasks, list(tasks), store, jobs=jobs or os.cpu_count() or 1, on_event=on_event, limits=_limits(project)
+    )
 
 
 @contextmanager
@@ -114,6 +119,11 @@ def store_for(*, cached: bool) -> Iterator[Store]:
     else:
         with tempfile.TemporaryDirectory(prefix="edgebuild-store-") as folder:
             yield Store(Path(folder))
+
+
+def _limits(project: Project) -> Limits:
+    limits = project.config.limits
+    return Limits(stage_s=limits.stage_s, memory_mib=limits.memory_mib)
 
 
 def _latencies(

@@ -172,6 +172,13 @@ class Gates(Record):
     max_size_kib: Positive | None = None
 
 
+class StageLimits(Record):
+    """What one stage may take before it is ended."""
+
+    stage_s: Positive = 3600.0
+    memory_mib: Positive | None = Field(default=None, description="resident memory of the stage's process")
+
+
 class Device(Record):
     """How to reach a device; this version measures on `local` alone."""
 
@@ -203,6 +210,7 @@ class Config(Record):
     )
     targets: dict[Annotated[str, AfterValidator(_known_target)], TargetSettings] = Field(min_length=1)
     gates: Gates = Gates()
+    limits: StageLimits = StageLimits()
     devices: dict[str, Device] = Field(default_factory=dict)
     seed: Annotated[int, Field(ge=0, le=MAX_SEED)] = 0
 
@@ -233,6 +241,7 @@ _RECORDS: Final[dict[str, type[BaseModel]]] = {
     "targets": TargetSettings,
     "board": Board,
     "gates": Gates,
+    "limits": StageLimits,
     "devices": Device,
 }
 

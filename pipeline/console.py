@@ -55,6 +55,10 @@ class Narrator:
             self._cached += 1
         elif event.state == "started":
             self._running[event.task.key] = title
+        elif event.state == "damaged":
+            self.console.print(f"  [yellow]![/] {title}: its entry in the store is damaged, it is made again")
+        elif event.state == "waiting":
+            self.console.print(f"  [dim]. {title}: another build is making it, waiting[/]")
         elif event.state == "skipped":
             self.console.print(f"  [dim]-[/] {title} [dim](needs what failed)[/]")
         else:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -13,16 +11,17 @@ from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 from edgebuild.calibration.errors import Failure
 from edgebuild.pipeline import workers
+from edgebuild.pipeline.run_task import Waiting
 from edgebuild.pipeline.stages import STAGES
-from edgebuild.pipeline.store import Store
+from edgebuild.pipeline.store import Store, session
 from edgebuild.pipeline.task import Task, WorkerKind
-from edgebuild.pipeline.workers import Worker
+from edgebuild.pipeline.workers import Limits, Worker
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 SECOND_IMPORT_PAYS_AFTER_S: Final = 6.0  # About what one import of TensorFlow costs.
-State: TypeAlias = Literal["cached", "started", "done", "failed", "skipped"]
+State: TypeAlias = Literal["cached", "damaged", "started", "waiting", "done", "failed", "skipped"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,13 +75,22 @@ def execute(
     *,
     jobs: int,
     on_event: Callable[[Event], None],
+    limits: Limits = Limits(),  # noqa: B008 - frozen
 ) -> Outcome:
-    """Make the goals. Every task that can run does, whatever happened to others."""
-    found, missing = survey(tasks, goals, store)
-    for key in found:
-        on_event(Event(state="cached", task=tasks[key]))
-    with _Run(store, jobs, on_event, found, missing) as run:
-        return run.until_done()
+    """Make the goals. Every task that can run does, whatever happened to others.
+
+    Raises:
+        StoreError: the store can't be used.
+    """
+    with session(store, tasks) as opened:
+        found, missing = survey(tasks, goals, opened)
+        for key in found:
+            on_event(Event(state="cached", task=tasks[key]))
+        for key, task in missing.items():
+            if opened.place(key).exists():
+                on_event(Event(state="damaged", task=task))
+        with _Run(opened, jobs, on_event, limits, found, missing) as run:
+            return run.until_done()
 
 
 class _Run:
@@ -93,25 +101,24 @@ class _Run:
         store: Store,
         jobs: int,
         on_event: Callable[[Event], None],
+        limits: Limits,
         found: dict[str, Path],
         missing: dict[str, Task],
     ) -> None:
-        self._store, self._jobs, self._tell = store, jobs, on_event
+        self._store, self._jobs, self._tell, self._limits = store, jobs, on_event, limits
         self._results, self._waiting = found, missing
         self._failures: dict[str, Failure] = {}
         self._ready_since: dict[str, float] = {}
         self._workers: list[Worker] = []
-        self._scratch = Path(tempfile.mkdtemp(prefix="edgebuild-"))  # Workers end without tidying up.
 
     def __enter__(self) -> Self:
         if any(STAGES[task.stage].worker == "tensorflow" for task in self._waiting.values()):
-            self._workers.append(workers.start("tensorflow", self._scratch))  # Its import runs while data is read.
+            self._workers.append(self._start("tensorflow"))  # Its import runs while data is read.
         return self
 
     def __exit__(self, *_: object) -> None:
         for worker in self._workers:
             worker.close()
-        shutil.rmtree(self._scratch, ignore_errors=True)
 
     def until_done(self) -> Outcome:
         while self._waiting or self._busy():
@@ -150,7 +157,7 @@ class _Run:
         idle = next((worker for worker in alike if worker.task is None and worker.is_alive), None)
         waited_s = time.monotonic() - ready_since
         if idle is None and (kind == "light" or not alike or waited_s > SECOND_IMPORT_PAYS_AFTER_S):
-            idle = workers.start(kind, self._scratch)
+            idle = self._start(kind)
             self._workers.append(idle)
         return idle
 
@@ -158,9 +165,18 @@ class _Run:
         by_connection = {worker.connection: worker for worker in self._busy()}
         for connection in wait(list(by_connection), timeout=0.5):
             yield by_connection[connection]  # type: ignore[index]
+        for worker in self._busy():
+            worker.hold_to(self._limits)
+
+    def _start(self, kind: WorkerKind) -> Worker:
+        """A worker whose temporary files end with the session: it won't get to tidy up."""
+        return workers.start(kind, self._store.scratch or self._store.root)
 
     def _finish(self, worker: Worker) -> None:
         task, answer, log = worker.take_answer()
+        if isinstance(answer, Waiting):
+            self._tell(Event(state="waiting", task=task))
+            return
         if not worker.is_alive:
             worker.close()
             self._workers.remove(worker)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import sys
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,8 +25,13 @@ class Answer:
     trace: str = ""
 
 
-def run_task(task: Task, store: Store) -> None:
-    """Make the task's entry in the store.
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """What a worker says while another build makes what it was asked for."""
+
+
+def run_task(task: Task, store: Store, on_wait: Callable[[], None] = lambda: None) -> None:
+    """Make the task's entry in the store, or wait for the build that is making it (`on_wait` is called first).
 
     Raises:
         Failure: of the stage's own, or of the store.
@@ -36,6 +42,12 @@ def run_task(task: Task, store: Store) -> None:
     if task.python_path is not None and str(task.python_path) not in sys.path:
         sys.path.insert(0, str(task.python_path))
         importlib.invalidate_caches()
+    with store.turn(task.key, on_wait):
+        if store.find(task.key) is None:
+            _make(task, inputs, store)
+
+
+def _make(task: Task, inputs: Mapping[str, Path], store: Store) -> None:
     _seed(task.seed)
     with store.writing(task.key, task.title) as out:
         try:

@@ -12,11 +12,12 @@ import signal
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 
 from edgebuild.calibration.errors import Failure
 from edgebuild.pipeline.errors import InternalError
-from edgebuild.pipeline.run_task import Answer, run_task
+from edgebuild.pipeline.run_task import Answer, Waiting, run_task
 from edgebuild.pipeline.store import Store
 from edgebuild.pipeline.task import Task
 
@@ -35,15 +36,15 @@ def main(kind: str, descriptor: int) -> None:
             task, store = connection.recv()
         except EOFError:
             return
-        connection.send(_serve(task, store))
+        connection.send(_serve(task, store, lambda: connection.send(Waiting())))
 
 
-def _serve(task: Task, store: Store) -> Answer:
+def _serve(task: Task, store: Store, on_wait: Callable[[], None]) -> Answer:
     started = time.perf_counter()
     failure: Failure | None = None
     trace = ""
     try:
-        run_task(task, store)
+        run_task(task, store, on_wait)
     except Failure as e:
         failure, trace = e, traceback.format_exc()
     except Exception as e:  # noqa: BLE001 - a fault of ours in one task must not cost the others; it is reported as such

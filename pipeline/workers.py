@@ -13,14 +13,23 @@ from dataclasses import dataclass, field
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import IO
+from typing import IO, Final
 
 from edgebuild.pipeline.errors import CrashError
-from edgebuild.pipeline.run_task import Answer
+from edgebuild.pipeline.run_task import Answer, Waiting
 from edgebuild.pipeline.store import Store
 from edgebuild.pipeline.task import Task, WorkerKind
 
-_LOG_TAIL = 4000
+_LOG_TAIL: Final = 4000
+_LAST_MOMENTS_S: Final = 5.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What one task may take before its process is ended: seconds, and MiB of resident memory."""
+
+    stage_s: float = 3600.0
+    memory_mib: float | None = None
 
 
 @dataclass(slots=True)
@@ -33,6 +42,7 @@ class Worker:
     log: IO[bytes]
     task: Task | None = None
     started: float = field(default_factory=time.monotonic)
+    _ended_for: tuple[str, str] | None = None
 
     def give(self, task: Task, store: Store) -> None:
         """Hand over a task; its output goes to the worker's own log, from here on."""
@@ -42,16 +52,30 @@ class Worker:
         with contextlib.suppress(BrokenPipeError):  # It died while idle: `answer` will say how.
             self.connection.send((task, store))
 
-    def take_answer(self) -> tuple[Task, Answer, str]:
-        """The current task, how it ended, and what was printed meanwhile; a dead process's end is a `CrashError`."""
-        task, self.task = self.task, None
+    def take_answer(self) -> tuple[Task, Answer | Waiting, str]:
+        """The current task, how it ended, and what was printed meanwhile; a dead process's end is a `CrashError`.
+
+        `Waiting` is no end: another build makes the same thing, and the task goes on.
+        """
+        task = self.task
         if task is None:
             raise RuntimeError("the worker has no task")
         try:
-            answer: Answer = self.connection.recv()
+            answer: Answer | Waiting = self.connection.recv()
         except (EOFError, ConnectionResetError):
             answer = Answer(failure=self._crash(task), seconds=time.monotonic() - self.started)
+        if isinstance(answer, Answer):
+            self.task = None
         return task, answer, self.log_tail()
+
+    def hold_to(self, limits: Limits) -> None:
+        """End the process if its task takes too long or too much memory; `take_answer` then says which."""
+        if time.monotonic() - self.started > limits.stage_s:
+            self._end(f"it did not end within {limits.stage_s:g} s", "raise limits.stage_s if the model needs longer")
+        elif limits.memory_mib is not None and self._memory_mib() > limits.memory_mib:
+            self._end(
+                f"it took more than {limits.memory_mib:g} MiB of memory", "raise limits.memory_mib, or build less"
+            )
 
     def log_tail(self) -> str:
         """The end of what the current task and the libraries under it printed."""
@@ -71,15 +95,36 @@ class Worker:
         self.connection.close()
         self.log.close()
 
+    def _end(self, cause: str, action: str) -> None:
+        self._ended_for = (cause, action)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+
+    def _memory_mib(self) -> float:
+        """The process's resident memory; 0 where it has just ended.
+
+        ref: proc_pid_statm(5), second field, in pages.
+        """
+        try:
+            pages = int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1])
+        except (OSError, IndexError):
+            return 0.0
+        return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
     def _crash(self, task: Task) -> CrashError:
-        code = self.process.wait()
+        try:
+            code = self.process.wait(_LAST_MOMENTS_S)
+        except subprocess.TimeoutExpired:  # It closed its pipe and lives on.
+            os.killpg(self.process.pid, signal.SIGKILL)
+            code = self.process.wait()
         how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit status {code}"
         last = [line for line in self.log_tail().splitlines() if line.strip()][-1:]
+        words = f"; its last words: {last[0].strip()[:300]}" if last else ""
+        cause, action = self._ended_for or _likely_cause(code)
         return CrashError(
             f"{task.title}: its process was ended {how}",
-            cause=_likely_cause(code) + (f"; its last words: {last[0].strip()[:300]}" if last else ""),
-            action="the other targets are unaffected; "
-            + ("give the machine more memory" if code == -signal.SIGKILL else "try another precision for this target"),
+            cause=cause + words,
+            action=f"{action}; other targets are unaffected",
         )
 
 
@@ -89,7 +134,7 @@ def start(kind: WorkerKind, scratch: Path) -> Worker:
     Its temporary files go to `scratch`, for the caller to remove.
     """
     ours, theirs = Pipe()
-    log = tempfile.TemporaryFile(prefix="edgebuild-worker-")  # noqa: SIM115 - lives as long as the worker
+    log = tempfile.TemporaryFile("a+b", dir=scratch)  # noqa: SIM115 - lives as long as the worker
     command = [sys.executable, "-m", "edgebuild.pipeline.worker", kind, str(theirs.fileno())]
     process = subprocess.Popen(
         command,
@@ -104,9 +149,10 @@ def start(kind: WorkerKind, scratch: Path) -> Worker:
     return Worker(kind=kind, connection=ours, process=process, log=log)
 
 
-def _likely_cause(code: int) -> str:
+def _likely_cause(code: int) -> tuple[str, str]:
     if code == -signal.SIGSEGV:
-        return "native code crashed on this model (an int8 GRU or LSTM in a loop does this: `unroll=True` helps)"
+        cause = "native code crashed on this model (an int8 GRU or LSTM in a loop does this: `unroll=True` helps)"
+        return cause, "try another precision for this target"
     if code == -signal.SIGKILL:
-        return "the system ran out of memory, or someone killed it"
-    return "native code gave up"
+        return "the system ran out of memory, or someone killed it", "give the machine more memory"
+    return "native code gave up", "try another precision for this target"

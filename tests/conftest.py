@@ -13,6 +13,10 @@ from typing import Any
 
 import projects
 import pytest
+from hypothesis import settings
+
+settings.register_profile("edgebuild", deadline=None)  # A busy machine is no fault; pytest-timeout stops what hangs.
+settings.load_profile("edgebuild")
 
 
 @dataclass(frozen=True)

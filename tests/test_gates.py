@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from edgebuild.device_tests.latency import Latency
 from edgebuild.export.agreement import Agreement
 from edgebuild.export.formats import Precision
-from edgebuild.pipeline.config import Gates, TargetSettings
+from edgebuild.pipeline.config import Board, Gates, TargetSettings
 from edgebuild.pipeline.gates import AGREEMENT_LIMITS, exit_code, judge
 from edgebuild.pipeline.report import GateResult, MetricFigure, NoLatency
 from edgebuild.targets.evidence import Figure, measured, unavailable
@@ -216,6 +216,22 @@ def test_a_targets_own_size_limit_goes_before_the_one_for_all() -> None:
     assert gates({}, overall)["max_size_kib"].verdict == "fail"
     own = gates({"max_size_kib": 60.0}, overall)["max_size_kib"]
     assert (own.limit, own.verdict) == (60.0, "pass")
+
+
+def test_a_boards_memory_is_a_limit_where_none_is_set() -> None:
+    tight = gates({"board": Board(ram_kib=19, flash_kib=49)})
+    assert {name: tight[name].limit for name in ("max_arena_kib", "max_flash_kib")} == {
+        "max_arena_kib": 19,
+        "max_flash_kib": 49,
+    }
+    assert tight["max_arena_kib"].verdict == tight["max_flash_kib"].verdict == "fail"
+    set_too = gates({"board": Board(ram_kib=256, flash_kib=1024), "max_arena_kib": 19.0})
+    assert (set_too["max_arena_kib"].verdict, set_too["max_flash_kib"].verdict) == ("fail", "pass")
+
+
+def test_a_board_by_name_has_its_profiles_memory() -> None:
+    found = gates({"board": "cortex-m4"})
+    assert (found["max_arena_kib"].limit, found["max_flash_kib"].limit) == (256, 1024)
 
 
 @pytest.mark.parametrize("limit_ms", [4.95, 5.0, 5.15])

@@ -246,11 +246,13 @@ def belong_to_another_key(entry: Path) -> None:
         *map(listing_of, ["", "{", "null", "[]", "3", "{}", '{"key": 1, "files": []}', '{"files": null}', "\0\0"]),
     ],
 )
-def test_a_damaged_entry_is_not_found_and_is_removed(store: Store, damage: Callable[[Path], None]) -> None:
-    entry = write(store)
-    damage(entry)
+def test_a_damaged_entry_is_not_found_and_is_made_again(store: Store, damage: Callable[[Path], None]) -> None:
+    damage(write(store))
+    assert store.state(KEY) == "damaged"
     assert store.find(KEY) is None
-    assert not entry.exists()
+    write(store, content="again")
+    assert store.state(KEY) == "whole"
+    assert (store.place(KEY) / "model.tflite").read_text() == "again"
 
 
 def test_a_damaged_entry_leaves_the_others_alone(store: Store) -> None:
