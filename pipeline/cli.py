@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import traceback
 from pathlib import Path
@@ -64,9 +65,9 @@ def cli(ctx: click.Context, *, debug: bool) -> None:
 @click.pass_obj
 def build(debug: bool, /, **options: Any) -> int:  # noqa: FBT001 - click passes its object by position
     """Build verified artifacts from edgebuild.yaml."""
-    from edgebuild.pipeline import commands
+    from edgebuild.pipeline.commands import building
 
-    return commands.build(debug=debug, **options)
+    return building.build(debug=debug, **options)
 
 
 @cli.command()
@@ -79,9 +80,9 @@ def build(debug: bool, /, **options: Any) -> int:  # noqa: FBT001 - click passes
 @click.option("--force", is_flag=True, help="Replace a file that is there.")
 def init(model: Path, **options: Any) -> int:
     """Look at MODEL and write a commented edgebuild.yaml."""
-    from edgebuild.pipeline import commands
+    from edgebuild.pipeline.commands import models
 
-    return commands.init(model, **options)
+    return models.init(model, **options)
 
 
 @cli.command()
@@ -90,9 +91,9 @@ def init(model: Path, **options: Any) -> int:
 @click.pass_obj
 def demo(debug: bool, /, folder: Path, jobs: int | None) -> int:  # noqa: FBT001
     """Build a small real model for all four targets, offline, in FOLDER."""
-    from edgebuild.pipeline import commands
+    from edgebuild.pipeline.commands import building
 
-    return commands.demo(folder, jobs=jobs, debug=debug)
+    return building.demo(folder, jobs=jobs, debug=debug)
 
 
 @cli.command()
@@ -100,9 +101,9 @@ def demo(debug: bool, /, folder: Path, jobs: int | None) -> int:  # noqa: FBT001
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 def inspect(model: Path, *, as_json: bool) -> int:
     """Show MODEL's inputs, outputs, operators, parameters and multiply-accumulates, layer by layer."""
-    from edgebuild.pipeline import commands
+    from edgebuild.pipeline.commands import models
 
-    return commands.inspect(model, as_json=as_json)
+    return models.inspect(model, as_json=as_json)
 
 
 @cli.command()
@@ -115,49 +116,51 @@ def inspect(model: Path, *, as_json: bool) -> int:
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 def profile(model: Path, **options: Any) -> int:
     """Measure the latency of MODEL.tflite on a device."""
-    from edgebuild.pipeline import commands
+    from edgebuild.pipeline.commands import models
 
-    return commands.profile(model, **options)
+    return models.profile(model, **options)
 
 
 @cli.group(invoke_without_command=True)
 @click.pass_context
 def targets(ctx: click.Context) -> int:
     """List the targets; `targets show NAME` prints a profile with its sources."""
-    from edgebuild.pipeline import commands
+    from edgebuild.pipeline.commands import machine
 
-    return 0 if ctx.invoked_subcommand else commands.targets()
+    return 0 if ctx.invoked_subcommand else machine.targets()
 
 
 @targets.command("show")
 @click.argument("name")
 def show_target(name: str) -> int:
     """Print the profile NAME: a target's, or a board's."""
-    from edgebuild.pipeline import commands
+    from edgebuild.pipeline.commands import machine
 
-    return commands.show_target(name)
+    return machine.show_target(name)
 
 
 @cli.command()
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 def doctor(*, as_json: bool) -> int:
     """Say what works on this machine, and the fix for what does not."""
-    from edgebuild.pipeline import commands
+    from edgebuild.pipeline.commands import machine
 
-    return commands.doctor(as_json=as_json)
+    return machine.doctor(as_json=as_json)
 
 
 @cli.command()
 @click.argument("name", type=click.Choice(["config", "report", "manifest"]), default="config")
 def schema(name: str) -> int:
     """Print the JSON Schema of edgebuild.yaml, report.json or manifest.json."""
-    from edgebuild.pipeline import commands
+    from edgebuild.pipeline.commands import machine
 
-    return commands.schema(name)
+    return machine.schema(name)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command and exit with its code; the only place that does."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)  # A job's end is an interrupt like any other.
     given = sys.argv[1:] if arguments is None else list(arguments)
     sys.exit(run(given))
 

@@ -132,6 +132,11 @@ def screen(file: TextIO, *, quiet: bool = False) -> Console:
     return Console(file=file, quiet=quiet, highlight=False, width=None if file.isatty() else _PIPE_WIDTH)
 
 
+def quiet_unless_terminal() -> Narrator:
+    """Progress on a terminal, silence elsewhere: what is asked for comes on stdout."""
+    return Narrator(quiet=not sys.stderr.isatty())
+
+
 def stdout() -> Console:
     """For what was asked for."""
     return screen(sys.stdout)

@@ -197,7 +197,8 @@ def test_an_interrupt_ends_the_workers_and_keeps_the_store(tmp_path: Path) -> No
         f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
         "import test_engine as t, pathlib, stand_ins\n"
         "from edgebuild.pipeline.cli import run\n"
-        "from edgebuild.pipeline import stages, commands\n"
+        "from edgebuild.pipeline import stages\n"
+        "from edgebuild.pipeline.commands import building\n"
         "for n in t.NAMES:\n"
         "    stages.STAGES[n] = t.Stage(name=n, version=1, function=getattr(stand_ins, n), worker='light', tools=())\n"
         f"store = t.Store(pathlib.Path({str(tmp_path / 'store')!r}))\n"
@@ -205,7 +206,7 @@ def test_an_interrupt_ends_the_workers_and_keeps_the_store(tmp_path: Path) -> No
         "    first = t.task('process_id'); t.run(store, first, t.task('slow', '60', x=first), events=Events())\n"
         "class Events(list):\n"
         "    def append(self, event): print(event.state, event.task.stage, flush=True)\n"
-        "commands.build = build\n"
+        "building.build = build\n"
         "sys.exit(run(['build']))\n"
     )
     process = subprocess.Popen(
