@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgebuild.calibration.errors import DataError
 from edgebuild.calibration.samples import LABELS, Arrays
+
+FEW_SAMPLES: Final = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +41,18 @@ def check(arrays: Arrays, source: str) -> None:
         raise DataError(f"{source}: arrays hold different numbers of samples ({listed})", action="make them equal")
     for name, array in arrays.items():
         _refuse_non_finite(name, array, source)
+
+
+def doubts(arrays: Arrays) -> tuple[str, ...]:
+    """What makes these samples poor representatives, though they can be used."""
+    found = []
+    rows = len(next(iter(arrays.values())))
+    if rows < FEW_SAMPLES:
+        found.append(f"only {rows} samples: ranges may be too narrow, a few hundred are usual")
+    for name, array in arrays.items():
+        if rows > 1 and (array == array[0]).all():
+            found.append(f"all samples of '{name}' are equal")
+    return tuple(found)
 
 
 def match(arrays: Arrays, inputs: Sequence[InputSpec], source: str) -> Arrays:

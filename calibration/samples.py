@@ -128,7 +128,7 @@ def _function(reference: str) -> Callable[[], Any]:
             cause=str(e),
             action="the module must lie beside edgebuild.yaml or be installed",
         ) from e
-    except Exception as e:  # The user's module runs as it is imported.
+    except (Exception, SystemExit) as e:  # The user's module runs as it is imported.
         raise _failed(reference, e) from e
     if not callable(found):
         raise DataError(f"{reference} is not a function", action="name a function without parameters")
@@ -139,11 +139,11 @@ def _call(function: Callable[[], Any], reference: str) -> Mapping[str, Any] | It
     try:
         given = function()
         return given if isinstance(given, Mapping) else list(given)
-    except Exception as e:
+    except (Exception, SystemExit) as e:
         raise _failed(reference, e) from e
 
 
-def _failed(reference: str, error: Exception) -> DataError:
+def _failed(reference: str, error: BaseException) -> DataError:
     return DataError(f"{reference} failed", cause=f"{type(error).__name__}: {error}", action="run it by itself to see")
 
 

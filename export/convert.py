@@ -5,15 +5,19 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgebuild.calibration.checks import InputSpec
+from edgebuild.export import signature
 from edgebuild.export.errors import ModelError
 
 os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")  # Spares the import of Keras 3 inside TensorFlow's.
@@ -21,7 +25,35 @@ os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")  # Spares the import of Keras 
 if TYPE_CHECKING:
     from edgebuild.export.formats import IoType, Precision
 
-SIGNATURE = "serving_default"
+SIGNATURE: Final = "serving_default"
+_NAMES: Final = "names.json"
+_SAFE: Final = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Names:
+    """Inputs and outputs, from names that TensorFlow's signatures take to the model's own.
+
+    A signature's arguments are Python keywords; `my-input` would lose its dash, and `a/b` its meaning.
+    """
+
+    inputs: Mapping[str, str]
+    outputs: Mapping[str, str]
+
+    @classmethod
+    def of(cls, inputs: Sequence[str], outputs: Sequence[str]) -> Names:
+        """Names that are safe stay; if one is not, all are numbered."""
+        if all(_SAFE.fullmatch(name) for name in (*inputs, *outputs)):
+            return cls(inputs={name: name for name in inputs}, outputs={name: name for name in outputs})
+        return cls(
+            inputs={f"input_{i}": name for i, name in enumerate(inputs)},
+            outputs={f"output_{i}": name for i, name in enumerate(outputs)},
+        )
+
+    @property
+    def are_safe(self) -> bool:
+        """Whether no name had to change."""
+        return all(safe == own for names in (self.inputs, self.outputs) for safe, own in names.items())
 
 
 def freeze(model: Any, inputs: Sequence[InputSpec], outputs: Sequence[str], folder: Path) -> None:
@@ -33,19 +65,22 @@ def freeze(model: Any, inputs: Sequence[InputSpec], outputs: Sequence[str], fold
     import tensorflow as tf
     from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
-    specs = [tf.TensorSpec((1, *spec.shape), spec.dtype, name=spec.name) for spec in inputs]
+    names = Names.of([spec.name for spec in inputs], outputs)
+    specs = [
+        tf.TensorSpec((1, *spec.shape), spec.dtype, name=name) for spec, name in zip(inputs, names.inputs, strict=True)
+    ]
 
-    def call(*tensors: Any) -> list[Any]:
+    def flat(*tensors: Any) -> list[Any]:
         return list(tf.nest.flatten(model(tensors[0] if len(tensors) == 1 else list(tensors), training=False)))
 
-    frozen = convert_variables_to_constants_v2(tf.function(call, autograph=False).get_concrete_function(*specs))
+    frozen = convert_variables_to_constants_v2(tf.function(flat, autograph=False).get_concrete_function(*specs))
 
     def named(**tensors: Any) -> dict[str, Any]:
-        results = frozen(*(tensors[spec.name] for spec in inputs))
-        return dict(zip(outputs, results, strict=True))
+        return dict(zip(names.outputs, frozen(*(tensors[name] for name in names.inputs)), strict=True))
 
-    signature = tf.function(named, autograph=False).get_concrete_function(**{spec.name: spec for spec in specs})
-    tf.saved_model.save(tf.Module(), str(folder), signatures={SIGNATURE: signature})
+    call = tf.function(named, autograph=False).get_concrete_function(**{spec.name: spec for spec in specs})
+    tf.saved_model.save(tf.Module(), str(folder), signatures={SIGNATURE: call})
+    (folder / _NAMES).write_text(json.dumps(asdict(names)))
 
 
 def to_float(saved_model: Path, precision: Precision) -> bytes:
@@ -61,14 +96,14 @@ def to_float(saved_model: Path, precision: Precision) -> bytes:
     elif precision == "dynamic":
         converter.optimizations = _default_optimizations()
         converter._experimental_disable_per_channel_quantization_for_dense_layers = True  # noqa: SLF001 - no public way
-    return _convert(converter, precision)
+    return _convert(converter, saved_model, precision)
 
 
 def calibrate(saved_model: Path, samples: Mapping[str, NDArray[Any]]) -> bytes:
     """A float flatbuffer whose activations carry the ranges seen over `samples`, ready to `quantize` many times."""
     converter = _converter(saved_model, samples)
     converter._experimental_calibrate_only = True  # noqa: SLF001 - no public way
-    return _convert(converter, "calibration")
+    return _convert(converter, saved_model, "calibration")
 
 
 def quantize(calibrated: bytes, io_type: IoType) -> bytes:
@@ -100,7 +135,7 @@ def quantize_publicly(
     wide = tf.lite.OpsSet.EXPERIMENTAL_TFLITE_BUILTINS_ACTIVATIONS_INT16_WEIGHTS_INT8
     converter.target_spec.supported_ops = [wide if precision == "int16x8" else tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
     converter.inference_input_type = converter.inference_output_type = tf.dtypes.as_dtype(io_type)
-    return _convert(converter, precision)
+    return _convert(converter, saved_model, precision)
 
 
 def _tf() -> Any:
@@ -117,7 +152,8 @@ def _converter(saved_model: Path, samples: Mapping[str, NDArray[Any]] | None = N
     converter = _tf().lite.TFLiteConverter.from_saved_model(str(saved_model), signature_keys=[SIGNATURE])
     if samples is not None:
         converter.optimizations = _default_optimizations()
-        converter.representative_dataset = lambda: _rows(samples)
+        named = {safe: samples[own] for safe, own in _names(saved_model).inputs.items()}
+        converter.representative_dataset = lambda: _rows(named)
     return converter
 
 
@@ -126,17 +162,23 @@ def _rows(samples: Mapping[str, NDArray[Any]]) -> Iterator[dict[str, NDArray[Any
         yield {name: np.ascontiguousarray(array[row : row + 1]) for name, array in samples.items()}
 
 
-def _convert(converter: Any, precision: str) -> bytes:
+def _names(saved_model: Path) -> Names:
+    return Names(**json.loads((saved_model / _NAMES).read_bytes()))
+
+
+def _convert(converter: Any, saved_model: Path, precision: str) -> bytes:
     from tensorflow.lite.python.convert import ConverterError
 
     try:
-        return bytes(converter.convert())
+        model = bytes(converter.convert())
     except (ConverterError, ValueError, RuntimeError, TypeError) as e:
         raise ModelError(
             f"TensorFlow's converter refuses the model for {precision}",
             cause=_reason(e),
             action="change the layer it names, or choose another precision for this target",
         ) from e
+    names = _names(saved_model)
+    return model if names.are_safe else signature.rename(model, names.inputs, names.outputs)
 
 
 def _reason(error: Exception) -> str:

@@ -27,8 +27,9 @@ from edgebuild.pipeline.report import (
 )
 from edgebuild.pipeline.store import digest_file
 from edgebuild.pipeline.task import tool_version
-from edgebuild.targets.evidence import Figure
+from edgebuild.targets.evidence import Evidence, Figure
 from edgebuild.targets.placement import Placement, Unmapped
+from edgebuild.targets.registry import TARGETS
 from edgebuild.targets.target import Memory
 
 _FIGURES = ("size_bytes", "gzip_bytes", "operators", "parameters", "sparsity", "unique_weights")
@@ -86,8 +87,9 @@ def _target(
     raw = _read(packaged / "figures.json")
     verified = _read(outcome.results[export.verified] / "verify.json")
     figures = {figure: Figure(**raw[figure]) for figure in _FIGURES}
-    agreement = MeasuredAgreement(**verified["agreement"], data=data)
-    metric = _metric(project.config.metric, verified["metric"])
+    evidence: Evidence = "measured" if TARGETS[name].HOST_RUNS else "simulated"
+    agreement = MeasuredAgreement(**verified["agreement"], data=data, evidence=evidence)
+    metric = _metric(project.config.metric, verified["metric"], evidence)
     placement = _placement(raw["placement"])
     memory = Memory(**{kind: Figure(**figure) for kind, figure in raw["memory"].items()})
     judged = gates.judge(
@@ -109,6 +111,7 @@ def _target(
         io=export.io,
         route=raw["route"],
         calibration_samples=raw["calibration_samples"],
+        notes=tuple(raw["notes"]),
         **figures,
         agreement=agreement,
         metric=metric,
@@ -119,7 +122,7 @@ def _target(
     )
 
 
-def _metric(metric: Metric, found: Mapping[str, Any] | None) -> MetricFigure:
+def _metric(metric: Metric, found: Mapping[str, Any] | None, evidence: Evidence) -> MetricFigure:
     higher = metric.higher_is_better if metric.higher_is_better is not None else metric.name not in LOWER_IS_BETTER
     if found is None:
         return MetricFigure(
@@ -132,8 +135,9 @@ def _metric(metric: Metric, found: Mapping[str, Any] | None) -> MetricFigure:
             evidence="unavailable",
             note="there is no evaluation data",
         )
+    note = "" if evidence == "measured" else "tflite-runtime's CPU kernels stand in for the target"
     drop = found["float"] - found["target"] if higher else found["target"] - found["float"]
-    return MetricFigure(name=metric.name, higher_is_better=higher, drop=drop, evidence="measured", **found)
+    return MetricFigure(name=metric.name, higher_is_better=higher, drop=drop, evidence=evidence, note=note, **found)
 
 
 def _placement(raw: dict[str, Any]) -> Placement:

@@ -14,35 +14,43 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import zipfile
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from edgebuild.device_tests import latency as method
 from edgebuild.device_tests.errors import DeviceError
 from edgebuild.device_tests.latency import Latency
 from edgebuild.device_tests.registry import TRANSPORTS
-from edgebuild.pipeline import assemble, publish
+from edgebuild.pipeline import assemble, manifest, publish
+from edgebuild.pipeline import explain as explaining
 from edgebuild.pipeline import plan as planning
 from edgebuild.pipeline.config import Project
-from edgebuild.pipeline.engine import Event, Outcome, execute
+from edgebuild.pipeline.engine import Event, Outcome, Runner, execute, survey
+from edgebuild.pipeline.explain import Why
 from edgebuild.pipeline.plan import Plan
 from edgebuild.pipeline.report import NoLatency, Report
-from edgebuild.pipeline.store import Store, default_root, digest_file
+from edgebuild.pipeline.shared_store import default_store
+from edgebuild.pipeline.store import Store, digest_file
 from edgebuild.pipeline.task import Task
 from edgebuild.pipeline.workers import Limits
-
-MEASURED_HERE = ("cpu",)  # The targets that this machine can stand for.
+from edgebuild.targets.registry import TARGETS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuildResult:
-    """What a build ended in; `report.exit_code` follows the one table of exit codes."""
+    """What a build ended in; `report.exit_code` follows the one table of exit codes.
+
+    `whys` are the reasons of the stages that ran, where they were asked for.
+    """
 
     report: Report
     out: Path
     plan: Plan
+    whys: tuple[Why, ...] = ()
 
     @property
     def exit_code(self) -> int:
@@ -57,21 +65,43 @@ def build(
     targets: Sequence[str] = (),
     store: Store | None = None,
     jobs: int | None = None,
+    runner: Runner | None = None,
+    explain: bool = False,
     on_event: Callable[[Event], None] = lambda _: None,
     on_latency: Callable[[str, int, int], None] = lambda *_: None,
 ) -> BuildResult:
     """Build targets into `out`; a target that fails leaves the others whole, and its failure in the report.
+
+    Stages run in `jobs` processes of this machine, or where `runner` has them run (see `cluster.runner`).
 
     Raises:
         ConfigError: the project can't be planned.
         StoreError: the store can't be used.
     """
     plan = planning.make(project, targets)
-    store = store or Store(default_root())
-    goals = [plan.model, *(key for export in plan.exports.values() for key in (export.verified, export.packaged))]
+    store = store or default_store()
+    heard = _Heard(on_event)
     outcome = execute(
-        plan.tasks, goals, store, jobs=jobs or os.cpu_count() or 1, on_event=on_event, limits=_limits(project)
+        plan.tasks,
+        plan.goals,
+        store,
+        jobs=jobs or os.cpu_count() or 1,
+        on_event=heard.event,
+        limits=limits(project),
+        runner=runner,
     )
+    whys = _whys(out, plan.tasks, store, heard.ran, heard.damaged) if explain else ()
+    return replace(finish(project, out, plan, outcome, on_latency), whys=whys)
+
+
+def finish(
+    project: Project, out: Path, plan: Plan, outcome: Outcome, on_latency: Callable[[str, int, int], None]
+) -> BuildResult:
+    """Measure, judge and publish what the stages left.
+
+    Raises:
+        ConfigError: `out` can't be written.
+    """
     latencies = _latencies(project, plan, outcome, publish.previous(out), on_latency)
     report = assemble.report(project, plan, outcome, latencies)
     publish.publish(out, project, plan, outcome, report)
@@ -79,21 +109,43 @@ def build(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Survey:
-    """A plan's tasks in order, each with the targets it serves (none: all), and the keys that the store holds."""
+class Preview:
+    """A plan's tasks in order, each with the targets it serves (none: all), and the keys of those that would run.
+
+    The others are in the store, or nothing that runs needs them. `whys` are the reasons of those that would run.
+    """
 
     tasks: tuple[tuple[Task, tuple[str, ...]], ...]
-    stored: frozenset[str]
+    to_run: frozenset[str]
+    whys: tuple[Why, ...] = ()
 
 
-def survey(project: Project, store: Store, *, targets: Sequence[str] = (), until: str | None = None) -> Survey:
-    """What a build would run; nothing is run."""
+def preview(
+    project: Project,
+    store: Store,
+    *,
+    targets: Sequence[str] = (),
+    until: str | None = None,
+    explain_against: Path | None = None,
+) -> Preview:
+    """What a build would run, and why where a folder of an earlier build is given; nothing is run."""
     plan = planning.make(project, targets)
     tasks = plan.until(until) if until else plan.tasks
-    return Survey(
+    _, missing = survey(tasks, list(tasks) if until else plan.goals, store)
+    damaged = [key for key in missing if store.place(key).exists()]
+    return Preview(
         tasks=tuple((task, plan.needed_by(key)) for key, task in tasks.items()),
-        stored=frozenset(key for key in tasks if store.find(key) is not None),
+        to_run=frozenset(missing),
+        whys=_whys(explain_against, tasks, store, missing, damaged) if explain_against else (),
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Partial:
+    """What a run of the first stages ended in, and why they ran, where that was asked for."""
+
+    outcome: Outcome
+    whys: tuple[Why, ...] = ()
 
 
 def run_until(
@@ -103,27 +155,73 @@ def run_until(
     targets: Sequence[str] = (),
     jobs: int | None = None,
     on_event: Callable[[Event], None] = lambda _: None,
-) -> Outcome:
+    runner: Runner | None = None,
+    explain_against: Path | None = None,
+) -> Partial:
     """Run the stages up to `until` and leave their results in the store; nothing is published."""
-    tasks = planning.make(project, targets).until(until)
-    return execute(
-        tasks, list(tasks), store, jobs=jobs or os.cpu_count() or 1, on_event=on_event, limits=_limits(project)
+    tasks, heard = planning.make(project, targets).until(until), _Heard(on_event)
+    outcome = execute(
+        tasks,
+        list(tasks),
+        store,
+        jobs=jobs or os.cpu_count() or 1,
+        on_event=heard.event,
+        limits=limits(project),
+        runner=runner,
     )
+    against = explain_against
+    return Partial(outcome=outcome, whys=_whys(against, tasks, store, heard.ran, heard.damaged) if against else ())
+
+
+@dataclass(frozen=True, slots=True)
+class _Heard:
+    """Passes events on, and keeps what an explanation needs of them."""
+
+    tell: Callable[[Event], None]
+    ran: set[str] = field(default_factory=set)
+    damaged: set[str] = field(default_factory=set)
+
+    def event(self, event: Event) -> None:
+        if event.state in ("started", "damaged"):
+            (self.ran if event.state == "started" else self.damaged).add(event.task.key)
+        self.tell(event)
+
+
+def _whys(
+    out: Path, tasks: Mapping[str, Task], store: Store, ran: Collection[str], damaged: Collection[str]
+) -> tuple[Why, ...]:
+    """Reasons against what `out` records of the build before this one; to be asked for before that is replaced."""
+    before = manifest.read(out)
+    counts = partial(_sample_count, store)
+    return explaining.explain(before.stages if before else {}, tasks, ran, damaged=damaged, samples=counts)
+
+
+def _sample_count(store: Store, key: str) -> int | None:
+    """How many samples an entry of loaded data holds, from the header of its first array."""
+    import numpy as np
+
+    try:
+        with zipfile.ZipFile(store.place(key) / "samples.npz") as archive, archive.open(archive.namelist()[0]) as array:
+            np.lib.format.read_magic(array)  # type: ignore[no-untyped-call]
+            return int(np.lib.format.read_array_header_1_0(array)[0][0])  # type: ignore[no-untyped-call]
+    except (OSError, ValueError, IndexError, zipfile.BadZipFile):
+        return None
 
 
 @contextmanager
 def store_for(*, cached: bool) -> Iterator[Store]:
     """The user's store, or one that vanishes."""
     if cached:
-        yield Store(default_root())
+        yield default_store()
     else:
         with tempfile.TemporaryDirectory(prefix="edgebuild-store-") as folder:
             yield Store(Path(folder))
 
 
-def _limits(project: Project) -> Limits:
-    limits = project.config.limits
-    return Limits(stage_s=limits.stage_s, memory_mib=limits.memory_mib)
+def limits(project: Project) -> Limits:
+    """What the project's configuration allows one stage."""
+    found = project.config.limits
+    return Limits(stage_s=found.stage_s, memory_mib=found.memory_mib)
 
 
 def _latencies(
@@ -136,7 +234,7 @@ def _latencies(
     """Measured after everything else has ended, so that nothing of ours disturbs it."""
     found: dict[str, Latency | NoLatency] = {}
     for name, export in plan.exports.items():
-        if name not in MEASURED_HERE:
+        if not TARGETS[name].HOST_RUNS:
             found[name] = NoLatency(note=f"no device is named for {name}, and this machine is none")
         elif export.packaged in outcome.results:
             gated = name in project.config.targets and project.config.targets[name].max_latency_ms is not None
@@ -147,7 +245,7 @@ def _latencies(
 
 
 def _still_good(previous: Report | None, name: str, model: Path) -> Latency | None:
-    """The figure that the report in `out` holds for these very bytes on this very machine; its time stands beside it.
+    """The figure of the report in `out` for these very bytes on a machine of this kind; its time stands beside it.
 
     The store never holds a latency, and a gate never rests on an old one.
     """

@@ -57,8 +57,10 @@ def cli(ctx: click.Context, *, debug: bool) -> None:
     "--until", metavar="STAGE", help="Stop after ingest, samples, reference, calibrate, convert, verify or package."
 )
 @click.option("--dry-run", is_flag=True, help="Show the plan and what the store holds; run nothing.")
+@click.option("--explain", is_flag=True, help="Say why each stage ran, or with --dry-run would run.")
 @click.option("--no-cache", is_flag=True, help="Use nothing from the store and leave nothing there.")
 @click.option("-j", "--jobs", type=click.IntRange(min=1), help="Tasks side by side. [default: cores]")
+@click.option("--scheduler", metavar="ADDRESS", help="Run the stages on a Dask scheduler: tcp://host:8786.")
 @click.option("--seed", type=click.IntRange(min=0), help="Override the configuration's seed.")
 @click.option("--json", "as_json", is_flag=True, help="The report on stdout, all else on stderr.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress; failures only.")
@@ -121,6 +123,76 @@ def profile(model: Path, **options: Any) -> int:
     return models.profile(model, **options)
 
 
+@cli.command()
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option(
+    "-t", "--target", "targets", multiple=True, metavar="NAME", help="On this target; repeatable. [default: all]"
+)
+@click.option("--min-mapped", type=click.FloatRange(0, 1), help="Fail where a smaller share of operators is mapped.")
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+def check(model: Path, **options: Any) -> int:
+    """Show which operators of MODEL.tflite run where on a target, and why not on its accelerator; nothing is built."""
+    from edgebuild.pipeline.commands import check as checking
+
+    return checking.check(model, **options)
+
+
+@cli.command()
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.option("--rebuild", is_flag=True, help="Build again from scratch and compare every byte.")
+@click.option(
+    "-c",
+    "--config",
+    "config_path",
+    type=click.Path(path_type=Path),
+    help="What paths in the recorded configuration start from. [default: edgebuild.yaml beside DIR]",
+)
+@click.option("-j", "--jobs", type=click.IntRange(min=1), help="Tasks side by side. [default: cores]")
+@click.pass_obj
+def verify(debug: bool, /, folder: Path, **options: Any) -> int:  # noqa: FBT001
+    """Prove that the artifacts in DIR are what its manifest says."""
+    from edgebuild.pipeline.commands import verify as verifying
+
+    return verifying.verify(folder, debug=debug, **options)
+
+
+@cli.command()
+@click.argument("target")
+@click.option(
+    "-o", "--out", type=click.Path(path_type=Path), default="build", show_default=True, help="A finished build."
+)
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+def explain(target: str, **options: Any) -> int:
+    """Show what TARGET of a finished build costs, where its limits are near, and what to do about it."""
+    from edgebuild.pipeline.commands import explain as explaining
+
+    return explaining.explain(target, **options)
+
+
+@cli.command()
+@click.argument("a", type=click.Path(path_type=Path))
+@click.argument("b", type=click.Path(path_type=Path))
+@click.option(
+    "--data", type=click.Path(path_type=Path), help="Run models on these samples (.npz), not on seeded noise."
+)
+@click.option(
+    "--fail-on",
+    multiple=True,
+    metavar="regress:[FIGURE:]AMOUNT",
+    help="Fail where B is worse than A by more: regress:5%, regress:size:5%, regress:metric:0.01; repeatable.",
+)
+@click.option("--all", "show_all", is_flag=True, help="Show what is the same, too.")
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+def compare(a: Path, b: Path, **options: Any) -> int:
+    """Show what differs between two builds, two .tflite files, or a source model and a .tflite file.
+
+    Builds are folders, report.json or manifest.json files. Models are run on the same samples.
+    """
+    from edgebuild.pipeline.commands import compare as comparing
+
+    return comparing.compare(a, b, **options)
+
+
 @cli.group(invoke_without_command=True)
 @click.pass_context
 def targets(ctx: click.Context) -> int:
@@ -148,6 +220,41 @@ def doctor(*, as_json: bool) -> int:
     return machine.doctor(as_json=as_json)
 
 
+@cli.group()
+def cache() -> None:
+    """The store of finished stages: what it holds, what to remove, whether it is whole."""
+
+
+@cache.command("ls")
+@click.option("--json", "as_json", is_flag=True, help="As JSON, with full keys.")
+def list_cache(*, as_json: bool) -> int:
+    """List entries, the most recently used first."""
+    from edgebuild.pipeline.commands import cache
+
+    return cache.ls(as_json=as_json)
+
+
+@cache.command("gc")
+@click.option("--max-size", metavar="SIZE", help="Remove the least recently used until at most SIZE is left: 2GiB.")
+@click.option("--older-than", metavar="AGE", help="Remove what no build has used for AGE: 30d, 12h.")
+@click.option("--unreferenced", is_flag=True, help="Remove what no build folder's manifest names.")
+@click.option("--dry-run", is_flag=True, help="Say what would be removed; remove nothing.")
+def collect_cache(**options: Any) -> int:
+    """Remove entries; never what a running build uses."""
+    from edgebuild.pipeline.commands import cache
+
+    return cache.gc(**options)
+
+
+@cache.command("verify")
+@click.option("--keep", is_flag=True, help="Leave damaged entries where they are.")
+def verify_cache(*, keep: bool) -> int:
+    """Check every digest; name and remove what is damaged. Ends with 1 where anything was."""
+    from edgebuild.pipeline.commands import cache
+
+    return cache.verify(keep=keep)
+
+
 @cli.command()
 @click.argument("name", type=click.Choice(["config", "report", "manifest"]), default="config")
 def schema(name: str) -> int:
@@ -160,7 +267,8 @@ def schema(name: str) -> int:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command and exit with its code; the only place that does."""
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.default_int_handler)  # A job's end is an interrupt like any other.
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup's word stands.
+            signal.signal(number, signal.default_int_handler)  # A job's end is an interrupt like any other.
     given = sys.argv[1:] if arguments is None else list(arguments)
     sys.exit(run(given))
 
@@ -169,6 +277,8 @@ def run(arguments: list[str]) -> int:
     """Run a command; every way it can end is an exit code."""
     from edgebuild.calibration.errors import Failure
 
+    if "--debug" in arguments:  # It may stand anywhere.
+        arguments = ["--debug", *(argument for argument in arguments if argument != "--debug")]
     try:
         return int(cli.main(args=arguments, prog_name="edgebuild", standalone_mode=False) or 0)
     except click.exceptions.Exit as e:
@@ -179,9 +289,6 @@ def run(arguments: list[str]) -> int:
     except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted; what was finished is in the store, and the next build goes on from there", err=True)
         return 130
-    except BrokenPipeError:
-        sys.stderr.close()
-        return 0
     except Failure as e:
         return _fail(e, debug="--debug" in arguments)
     except Exception as e:  # noqa: BLE001 - the last door: a fault of ours is told as one, with 1

@@ -39,6 +39,7 @@ from pydantic_core import ErrorDetails
 
 from edgebuild.export.formats import IoType, Precision
 from edgebuild.pipeline.errors import ConfigError
+from edgebuild.pipeline.plain_yaml import read_yaml
 from edgebuild.targets.profile import load_profile, profile_names
 from edgebuild.targets.registry import TARGETS
 
@@ -83,7 +84,7 @@ class DataSource(Record):
     @property
     def function(self) -> str | None:
         """The reference, where the source is a function."""
-        return self.source if _is_reference(self.source) else None
+        return self.source if is_reference(self.source) else None
 
 
 class Data(Record):
@@ -94,14 +95,14 @@ class Data(Record):
     training: DataSource | None = Field(default=None, description="for fine-tuning; unused by this version")
 
 
-def _is_reference(text: str) -> bool:
+def is_reference(text: str) -> bool:
     """Whether it reads `package.module:function`."""
     module, _, function = text.partition(":")
     return all(part.isidentifier() for part in module.split(".")) and function.isidentifier()
 
 
 def _known_metric(name: str) -> str:
-    if name not in METRICS and not _is_reference(name):
+    if name not in METRICS and not is_reference(name):
         raise ValueError(f"'{name}' is neither one of {', '.join(METRICS)} nor package.module:function")
     return name
 
@@ -112,7 +113,8 @@ class Metric(Record):
     model_config = ConfigDict(json_schema_extra=_or("string"))
 
     name: Annotated[str, AfterValidator(_known_metric)] = "top1"
-    higher_is_better: bool | None = Field(default=None, description="only for package.module:function")
+    output: str = Field(default="", description="of which output; required where the model has several")
+    higher_is_better: bool | None = Field(default=None, description="required for package.module:function")
 
     @model_validator(mode="before")
     @classmethod
@@ -123,6 +125,8 @@ class Metric(Record):
     def _direction_is_of_the_users_own(self) -> Metric:
         if self.name in METRICS and self.higher_is_better is not None:
             raise ValueError(f"higher_is_better is only for package.module:function; that of {self.name} is known")
+        if self.name not in METRICS and self.higher_is_better is None:
+            raise ValueError(f"higher_is_better: required for {self.name}; true for an accuracy, false for an error")
         return self
 
 
@@ -217,10 +221,13 @@ class Config(Record):
     @model_validator(mode="before")
     @classmethod
     def _empty_settings(cls, value: object) -> object:
-        """`cpu:` alone means `cpu: {}`."""
-        if isinstance(value, Mapping) and isinstance(value.get("targets"), Mapping):
-            return {**value, "targets": {name: {} if s is None else s for name, s in value["targets"].items()}}
-        return value
+        """`gates:` alone means `gates: {}`, and so for each record and target."""
+        if not isinstance(value, Mapping):
+            return value
+        filled = {key: {} if inner is None and key in _RECORDS else inner for key, inner in value.items()}
+        if isinstance(filled.get("targets"), Mapping):
+            filled["targets"] = {name: {} if s is None else s for name, s in filled["targets"].items()}
+        return filled
 
     @field_validator("targets")
     @classmethod
@@ -256,11 +263,11 @@ class Project:
     @property
     def model(self) -> Path:
         """The source model."""
-        return self.folder / self.config.model
+        return self.folder / Path(self.config.model).expanduser()
 
     def data(self, source: DataSource) -> Path:
         """The file or folder of a source that is not a function."""
-        return self.folder / source.source
+        return self.folder / Path(source.source).expanduser()
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Project:
@@ -270,7 +277,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Project:
         ConfigError: it is missing, no YAML, or says something that can't be; every error at once.
     """
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raw = read_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError as e:
         raise ConfigError(
             f"there is no {path}", action="write one with `edgebuild init MODEL`, or name one with --config"

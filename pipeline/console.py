@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Final, TextIO
+from typing import IO, TYPE_CHECKING, Final, TextIO
 
 from rich.console import Console
 from rich.markup import escape
+from rich.measure import Measurement
 from rich.table import Table
 
 from edgebuild.calibration.errors import Failure
@@ -17,13 +19,31 @@ from edgebuild.device_tests.latency import Latency
 from edgebuild.device_tests.profile import ModelProfile
 from edgebuild.pipeline.doctor import Finding
 from edgebuild.pipeline.engine import Event
+from edgebuild.pipeline.errors import ConfigError, MismatchError
+from edgebuild.pipeline.explain import Why
 from edgebuild.pipeline.report import FailureReport, GateResult, Report, TargetReport
 from edgebuild.targets.evidence import Evidence, Figure
 from edgebuild.targets.profile import Profile
 
+if TYPE_CHECKING:
+    from edgebuild.pipeline.verification import Verification
+
 _PIPE_WIDTH: Final = 160
 _MARKS: Final[dict[Evidence, str]] = {"measured": "", "simulated": " s", "predicted": " p", "unavailable": ""}
 _LEGEND: Final = "measured, but p: predicted, s: simulated, -: unavailable"
+_COLUMNS: Final = (
+    "target",
+    "precision",
+    "#size B",
+    "#gzip B",
+    "#METRIC",
+    "#drop",
+    "#mapped",
+    "#arena B",
+    "#latency ms",
+    "#gates",
+)
+_NARROW: Final = ("target", "precision", "#size B", "#METRIC", "#mapped", "#latency ms", "#gates")
 _VERDICT_STYLES: Final = {"pass": "green", "fail": "bold red", "inconclusive": "yellow"}
 
 
@@ -38,6 +58,7 @@ class Narrator:
         self._running: dict[str, str] = {}
         self._cached = 0
         self._began = time.monotonic()
+        self._next_line_s = 2.0
 
     @contextmanager
     def running(self) -> Iterator[Narrator]:
@@ -59,9 +80,7 @@ class Narrator:
             self.console.print(f"  [yellow]![/] {title}: its entry in the store is damaged, it is made again")
         elif event.state == "waiting":
             self.console.print(f"  [dim]. {title}: another build is making it, waiting[/]")
-        elif event.state == "skipped":
-            self.console.print(f"  [dim]-[/] {title} [dim](needs what failed)[/]")
-        else:
+        elif event.state in ("done", "failed"):
             self._running.pop(event.task.key, None)
             mark = "[bold red]x[/]" if event.state == "failed" else "[green]+[/]"
             self.console.print(f"  {mark} {title} [dim]{event.seconds:.1f} s[/]")
@@ -75,13 +94,21 @@ class Narrator:
         if done == total:
             self.console.print(f"  [green]+[/] measure {target} latency [dim]in {total} processes[/]")
 
+    def on_bytes(self, done: int, total: int) -> None:
+        """Hear of bytes read: a live line on a terminal; elsewhere a line after two seconds, then four, eight."""
+        text = f"read {done / 1e6:,.0f} of {total / 1e6:,.0f} MB"
+        self._status.update(text)
+        if not self.console.is_terminal and time.monotonic() - self._began > self._next_line_s:
+            self._next_line_s *= 2
+            self.console.print(f"  [dim]{text}[/]")
+
     def say(self, text: str) -> None:
         """Print one plain line."""
-        self.console.print(text)
+        self.console.print(text, markup=False)
 
     def elapsed(self) -> str:
         """Time since the start, and how much came from the store."""
-        reused = f", {self._cached} stages from the store" if self._cached else ""
+        reused = f", {self._cached} results from the store" if self._cached else ""
         return f"{time.monotonic() - self._began:.1f} s{reused}"
 
 
@@ -93,16 +120,22 @@ def show_failure(failure: Failure | FailureReport, console: Console, label: str 
             console.print(f"  [dim]{name if index == 0 else ' ' * len(name)}:[/] {escape(line)}", soft_wrap=True)
 
 
-def show_report(report: Report, narrator: Narrator) -> None:
-    """Print a build's table; gates that did not pass and failures even when quiet."""
-    if report.targets:
-        narrator.console.print(_targets_table(report))
-        narrator.console.print(f"[dim]{_LEGEND}[/]")
+def show_report(report: Report, narrator: Narrator, *, on_stdout: bool) -> None:
+    """Print a build's table; gates that did not pass and failures on stderr, even when quiet."""
+    if report.targets and not narrator.console.quiet:
+        out = stdout() if on_stdout else narrator.console
+        wide = _targets_table(report, _COLUMNS)
+        fits = Measurement.get(out, out.options.update(max_width=_PIPE_WIDTH), wide).maximum <= out.width
+        out.print(wide if fits else _targets_table(report, _NARROW), crop=False)
+        out.print(f"[dim]{_LEGEND}[/]")
     for name, target in report.targets.items():
         for gate in target.gates:
             if gate.verdict != "pass":
                 line = f"[{_VERDICT_STYLES[gate.verdict]}]{name}: {escape(gate_line(gate))}[/]"
                 narrator.errors.print(line, soft_wrap=True)
+    notes = {note for target in report.targets.values() for note in (*target.notes, *_latency_notes(target))}
+    for note in sorted(notes):
+        narrator.console.print(f"[yellow]note:[/] {escape(note)}", soft_wrap=True)
     by_failure: dict[FailureReport, list[str]] = {}
     for name, failure in report.failures.items():
         by_failure.setdefault(failure, []).append(name)
@@ -110,9 +143,39 @@ def show_report(report: Report, narrator: Narrator) -> None:
         show_failure(failure, narrator.errors, f"{', '.join(names)} failed")
 
 
+def show_whys(whys: Iterable[Why], console: Console) -> None:
+    """Print why stages run, a line each."""
+    lines = [f"{why.title}: {'; '.join(why.reasons)}" for why in whys]
+    console.print("why:" if lines else "why: nothing ran, all was in the store")
+    for line in lines:
+        console.print(f"  {line}", markup=False, soft_wrap=True)
+
+
+def show_verification(name: str, found: Verification, narrator: Narrator) -> None:
+    """Print what changed since the build, what does not match, and the verdict."""
+    for change in found.changes:
+        narrator.errors.print(f"[yellow]since the build:[/] {escape(change)}", soft_wrap=True)
+    for failure in found.failures:
+        show_failure(failure, narrator.errors, "mismatch" if isinstance(failure, MismatchError) else "error")
+    how = "match the manifest and a rebuild" if found.rebuilt else "match the manifest"
+    verdict = f"{len(found.failures)} things do not match" if found.failures else f"{found.outputs} files {how}"
+    stdout().print(f"{name}: {verdict}", markup=False, soft_wrap=True)
+
+
+def _latency_notes(target: TargetReport) -> Iterator[str]:
+    notes = target.latency.notes if isinstance(target.latency, Latency) else ()
+    return (f"latency: {note}" for note in notes)
+
+
+def _beside(value: float, limit: float) -> str:
+    """A value in as many digits as tell it from its limit."""
+    short = f"{value:.4g}"
+    return short if value == limit or short != f"{limit:.4g}" else f"{value:.8g}"
+
+
 def gate_line(gate: GateResult) -> str:
     """One gate in words."""
-    value = "unknown" if gate.value is None else f"{gate.value:.4g}"
+    value = "unknown" if gate.value is None else _beside(gate.value, gate.limit)
     note = f" ({gate.note})" if gate.note else ""
     return f"gate {gate.name}: {gate.verdict}, {value} against a limit of {gate.limit:.4g}{note}"
 
@@ -127,9 +190,34 @@ def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[object]]) 
     return made
 
 
+class _Console(Console):
+    """A console whose reader may leave: `edgebuild ... | head` ends as the command does, not as the pipe."""
+
+    def on_broken_pipe(self) -> None:
+        """Go on into nothing."""
+        silence(self.file)
+
+
+def silence(stream: IO[str]) -> None:
+    """Point a stream at nothing, so that what follows, and the interpreter's own last flush, find a reader."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def emit(text: str) -> None:
+    """Print what was asked for, as it is, on stdout."""
+    try:
+        sys.stdout.write(text + "\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        silence(sys.stdout)
+    except OSError as e:
+        silence(sys.stdout)
+        raise ConfigError("stdout can't be written", cause=e.strerror or str(e), action="free space there") from e
+
+
 def screen(file: TextIO, *, quiet: bool = False) -> Console:
     """A console that honours NO_COLOR; what is no terminal is wide enough for every table."""
-    return Console(file=file, quiet=quiet, highlight=False, width=None if file.isatty() else _PIPE_WIDTH)
+    return _Console(file=file, quiet=quiet, highlight=False, width=None if file.isatty() else _PIPE_WIDTH)
 
 
 def quiet_unless_terminal() -> Narrator:
@@ -145,7 +233,7 @@ def stdout() -> Console:
 def show_profile(name: str, profile: ModelProfile) -> None:
     """Print a latency and how it was obtained."""
     latency, out = profile.latency, stdout()
-    out.print(f"{name}: {profile.size_bytes:,} B, {profile.operators} operators")
+    out.print(f"{name}: {profile.size_bytes:,} B, {profile.operators} operators", markup=False)
     out.print(
         f"{latency.median_us / 1e3:.3f} ms, {latency.low_us / 1e3:.3f} to {latency.high_us / 1e3:.3f} ms "
         f"at {latency.confidence:.1%} confidence (spread {latency.spread:.1%})"
@@ -175,24 +263,18 @@ def show_findings(findings: Iterable[Finding]) -> None:
             out.print(f"         fix: {escape(finding.fix)}", soft_wrap=True)
 
 
-def _targets_table(report: Report) -> Table:
+def _targets_table(report: Report, columns: Sequence[str]) -> Table:
     metric = next(iter(report.targets.values())).metric.name
-    names = (
-        "target",
-        "precision",
-        "#size B",
-        "#gzip B",
-        f"#{metric}",
-        "#drop",
-        "#mapped",
-        "#arena B",
-        "#latency ms",
-        "#gates",
-    )
-    return table("", names, (_row(name, target) for name, target in report.targets.items()))
+    made = table("", (metric.join(name.split("METRIC")) for name in columns), ())
+    for column in made.columns:
+        column.no_wrap = True
+    for name, target in report.targets.items():
+        cells = dict(zip(_COLUMNS, _cells(name, target), strict=True))
+        made.add_row(*(escape(cells[column]) for column in columns))
+    return made
 
 
-def _row(name: str, target: TargetReport) -> tuple[object, ...]:
+def _cells(name: str, target: TargetReport) -> tuple[str, ...]:
     metric, placement = target.metric, target.placement
     passed = sum(gate.verdict == "pass" for gate in target.gates)
     return (
@@ -200,11 +282,11 @@ def _row(name: str, target: TargetReport) -> tuple[object, ...]:
         target.precision,
         _count(target.size_bytes),
         _count(target.gzip_bytes),
-        "-" if metric.target is None else f"{metric.target:.4f}",
-        "-" if metric.drop is None else f"{metric.drop:+.4f}",
+        "-" if metric.target is None else f"{metric.target:.4g}{_MARKS[metric.evidence]}",
+        "-" if metric.drop is None else f"{metric.drop:+.2g}",
         f"{placement.mapped}/{placement.operators}{_MARKS[placement.evidence]}",
         _count(target.memory.arena_bytes),
-        f"{target.latency.median_us / 1e3:.3f}" if isinstance(target.latency, Latency) else "-",
+        f"{target.latency.median_us / 1e3:.3g}" if isinstance(target.latency, Latency) else "-",
         f"{passed}/{len(target.gates)}",
     )
 

@@ -13,12 +13,14 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import Final, Literal, TypeAlias
 
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+
 from edgebuild.pipeline.errors import OK
 from edgebuild.pipeline.store import CACHE_VARIABLE, default_root
 
 Status: TypeAlias = Literal["ok", "missing", "optional"]
 _MISSING_TOOL: Final = 9
-_REINSTALL: Final = "pip install -c constraints.txt edgebuild"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,8 +56,6 @@ def _python() -> Finding:
 
 def _packages() -> list[Finding]:
     """Installed versions against what edgebuild itself asks for."""
-    from packaging.requirements import Requirement
-
     requirements = [Requirement(text) for text in metadata.requires("edgebuild") or ()]
     return [
         _package(r.name, str(r.specifier)) for r in requirements if r.marker is None or r.marker.evaluate({"extra": ""})
@@ -63,25 +63,37 @@ def _packages() -> list[Finding]:
 
 
 def _package(name: str, wanted: str) -> Finding:
-    from packaging.specifiers import SpecifierSet
-
+    fix = f"pip install '{name}{wanted}'"
     try:
         version = metadata.version(name)
     except metadata.PackageNotFoundError:
-        return Finding(name=name, status="missing", detail="not installed", fix=_REINSTALL)
+        return Finding(name=name, status="missing", detail="not installed", fix=fix)
     if SpecifierSet(wanted).contains(version, prereleases=True):
         return Finding(name=name, status="ok", detail=version)
-    return Finding(name=name, status="missing", detail=f"{version}, but {wanted} is needed", fix=_REINSTALL)
+    return Finding(
+        name=name, status="missing", detail=f"{version}, but {wanted} is needed", fix=f"pip install '{name}{wanted}'"
+    )
 
 
 def _runtime() -> Finding:
     """Import the runtime in a process of its own: a broken wheel can take the process down."""
     code = "from tflite_runtime.interpreter import Interpreter"
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
-    if ended.returncode == 0:
-        return Finding(name="tflite-runtime loads", status="ok", detail="artifacts can be verified")
-    last = (ended.stderr.strip().splitlines() or [f"exit status {ended.returncode}"])[-1]
-    return Finding(name="tflite-runtime loads", status="missing", detail=last, fix=_REINSTALL)
+    try:
+        ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    except subprocess.TimeoutExpired:
+        detail = "its import does not end"
+    else:
+        if ended.returncode == 0:
+            return Finding(name="tflite-runtime loads", status="ok", detail="artifacts can be verified")
+        detail = (ended.stderr.strip().splitlines() or [f"exit status {ended.returncode}"])[-1]
+    fix = f"pip install --force-reinstall --no-deps 'tflite-runtime{_wanted('tflite-runtime')}'"
+    return Finding(name="tflite-runtime loads", status="missing", detail=detail, fix=fix)
+
+
+def _wanted(name: str) -> str:
+    """The version specifier that edgebuild asks for, extras included."""
+    requirements = [Requirement(text) for text in metadata.requires("edgebuild") or ()]
+    return next((str(requirement.specifier) for requirement in requirements if requirement.name == name), "")
 
 
 def _store() -> Finding:
@@ -102,7 +114,7 @@ def _microcontroller() -> Finding:
 
 
 def _edgetpu_compiler() -> Finding:
-    named = os.environ.get("EDGETPU_COMPILER") or shutil.which("edgetpu_compiler")
+    named = shutil.which(os.environ.get("EDGETPU_COMPILER") or "edgetpu_compiler")
     if named:
         return Finding(
             name="edgetpu_compiler", status="ok", detail=f"{named}; this version predicts placement without it"

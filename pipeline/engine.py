@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from multiprocessing.connection import wait
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, Final, Literal, Protocol, TypeAlias
 
 from edgebuild.calibration.errors import Failure
 from edgebuild.pipeline import workers
@@ -47,7 +47,31 @@ class Outcome:
     failures: Mapping[str, Failure]
 
 
-def survey(tasks: Mapping[str, Task], goals: Collection[str], store: Store) -> tuple[dict[str, Path], dict[str, Task]]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """What a survey leaves to do: what is there, what has to run, each after what it needs, and who hears of it."""
+
+    store: Store
+    goals: Collection[str]
+    found: Mapping[str, Path]
+    missing: Mapping[str, Task]
+    limits: Limits
+    tell: Callable[[Event], None]
+
+
+class Runner(Protocol):
+    """Makes what is missing, on this machine or elsewhere."""
+
+    def __call__(self, work: Work) -> Outcome:
+        """Every goal's result, or the failure that kept it from being made."""
+
+
+def survey(
+    tasks: Mapping[str, Task],
+    goals: Collection[str],
+    store: Store,
+    on_damaged: Callable[[Task], None] = lambda _: None,
+) -> tuple[dict[str, Path], dict[str, Task]]:
     """What the goals need that is there already, and what has to run; nothing is looked up that no goal needs."""
     found: dict[str, Path] = {}
     missing: dict[str, Task] = {}
@@ -55,10 +79,12 @@ def survey(tasks: Mapping[str, Task], goals: Collection[str], store: Store) -> t
     def visit(key: str) -> None:
         if key in found or key in missing:
             return
-        folder = store.find(key)
-        if folder is not None:
-            found[key] = folder
+        state = store.state(key)
+        if state == "whole":
+            found[key] = store.place(key)
             return
+        if state == "damaged":
+            on_damaged(tasks[key])
         missing[key] = tasks[key]
         for needed in tasks[key].inputs.values():
             visit(needed)
@@ -76,19 +102,23 @@ def execute(
     jobs: int,
     on_event: Callable[[Event], None],
     limits: Limits = Limits(),  # noqa: B008 - frozen
+    runner: Runner | None = None,
 ) -> Outcome:
-    """Make the goals. Every task that can run does, whatever happened to others.
+    """Make the goals, in `jobs` processes here or by `runner`. Every task that can run does, whatever befell others.
 
     Raises:
         StoreError: the store can't be used.
     """
     with session(store, tasks) as opened:
-        found, missing = survey(tasks, goals, opened)
+        damaged: list[Task] = []
+        found, missing = survey(tasks, goals, opened, damaged.append)
         for key in found:
             on_event(Event(state="cached", task=tasks[key]))
-        for key, task in missing.items():
-            if opened.place(key).exists():
-                on_event(Event(state="damaged", task=task))
+        for task in damaged:
+            on_event(Event(state="damaged", task=task))
+        work = Work(store=opened, goals=goals, found=found, missing=missing, limits=limits, tell=on_event)
+        if runner is not None:
+            return runner(work)
         with _Run(opened, jobs, on_event, limits, found, missing) as run:
             return run.until_done()
 
@@ -175,7 +205,7 @@ class _Run:
     def _finish(self, worker: Worker) -> None:
         task, answer, log = worker.take_answer()
         if isinstance(answer, Waiting):
-            self._tell(Event(state="waiting", task=task))
+            self._tell(Event(state="waiting" if answer.begins else "started", task=task))
             return
         if not worker.is_alive:
             worker.close()

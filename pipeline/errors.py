@@ -22,6 +22,18 @@ class CrashError(Failure):
     """A stage took its worker process down: a signal, or an end without an answer."""
 
 
+class SchedulerError(Failure):
+    """A Dask scheduler that can't be reached, has no workers, or went away."""
+
+
+class MismatchError(Failure):
+    """An artifact that is not what its manifest says.
+
+    Its code is that of a model that can't be used. Whether the folder, the store or a tool is to blame isn't known, so
+    it is no fault of ours (1), and a script must be able to tell it from a folder named wrong (2).
+    """
+
+
 class InternalError(Failure):
     """A fault of edgebuild's own."""
 
@@ -33,14 +45,16 @@ INTERRUPTED: Final = 130
 EXIT_CODES: Final[dict[type[Failure], int]] = {
     InternalError: INTERNAL,
     ProfileError: INTERNAL,
-    StoreError: INTERNAL,
     ConfigError: 2,
     DataError: 2,
+    StoreError: 2,
     UnknownTargetError: 2,
     ModelError: 3,
     CrashError: 3,
+    MismatchError: 3,
     PlacementError: 7,
     DeviceError: 8,
+    SchedulerError: 8,
     ToolMissingError: 9,
 }
 

@@ -24,7 +24,7 @@ AGREEMENT_LIMITS: Final[dict[Precision, float]] = {
     "float16": 5e-2,
     "dynamic": 0.5,
     "int8": 0.5,
-    "int16x8": 0.5,
+    "int16x8": 0.1,
 }
 _KIB: Final = 1024
 _ROUNDING: Final = 1e-9  # Relative: 0.90 - 0.89 is a little above 0.01 in binary, and holds to it all the same.
@@ -48,8 +48,8 @@ def judge(
         _at_most("agreement", "metric", AGREEMENT_LIMITS[precision], agreement.relative_rmse),
         *_metric(gates, metric),
         *_size("max_size_kib", "size", settings.max_size_kib or gates.max_size_kib, size_bytes),
-        *_size("max_arena_kib", "memory", settings.max_arena_kib or ram_kib, memory.arena_bytes),
-        *_size("max_flash_kib", "memory", settings.max_flash_kib or flash_kib, memory.flash_bytes),
+        *_size("max_arena_kib", "memory", _least(settings.max_arena_kib, ram_kib), memory.arena_bytes),
+        *_size("max_flash_kib", "memory", _least(settings.max_flash_kib, flash_kib), memory.flash_bytes),
         *_mapped(settings.min_mapped, placement),
         *_latency(settings.max_latency_ms, latency),
     )
@@ -59,6 +59,10 @@ def exit_code(results: Iterable[GateResult]) -> int:
     """The smallest code among the gates that did not pass, 0 where all did."""
     codes = [_code(result) for result in results if result.verdict != "pass"]
     return min(codes, default=OK)
+
+
+def _least(*limits: float | None) -> float | None:
+    return min((limit for limit in limits if limit is not None), default=None)
 
 
 def _board_kib(board: str | Board | None) -> tuple[float | None, float | None]:

@@ -13,17 +13,17 @@ from numpy.typing import NDArray
 from edgebuild.calibration.errors import DataError
 
 
-def score(metric: str, outputs: Mapping[str, NDArray[Any]], labels: NDArray[Any]) -> float:
+def score(metric: str, outputs: Mapping[str, NDArray[Any]], labels: NDArray[Any], output: str = "") -> float:
     """The metric of a model's outputs, `float32 [N, ...]` by name, against labels `[N, ...]`.
 
-    `package.module:function` is called with outputs and labels and gives a number. The metrics of our own take the
-    first output.
+    `package.module:function` is called with all outputs and labels and gives a number. The metrics of our own take
+    the one named `output`, which a model with a single output need not name.
 
     Raises:
         DataError: labels and outputs do not fit the metric, or the user's function fails or gives no finite number.
     """
     if metric in METRICS:
-        first = next(iter(outputs.values()))
+        first = _chosen(outputs, output)
         if len(first) != len(labels):
             raise DataError(
                 f"there are {len(labels)} labels for {len(first)} samples", action="give one label a sample"
@@ -35,6 +35,8 @@ def score(metric: str, outputs: Mapping[str, NDArray[Any]], labels: NDArray[Any]
 def top_k(outputs: NDArray[np.float64], labels: NDArray[Any], k: int) -> float:
     """Share of samples whose label is among the k largest outputs; `[N, classes]` against `[N]` or one-hot."""
     classes = _classes(outputs, labels)
+    if outputs.shape[1] <= k:
+        raise DataError(f"top{k} of {outputs.shape[1]} classes is always 1", action="choose top1")
     ranked = np.argsort(-outputs, axis=1, kind="stable")[:, :k]
     return float((ranked == classes[:, None]).any(axis=1).mean())
 
@@ -76,6 +78,20 @@ METRICS: Final[dict[str, Callable[[NDArray[np.float64], NDArray[Any]], float]]] 
 }
 
 
+def _chosen(outputs: Mapping[str, NDArray[Any]], output: str) -> NDArray[Any]:
+    if not output and len(outputs) == 1:
+        return next(iter(outputs.values()))
+    if output not in outputs:
+        raise DataError(
+            f"the metric's output {output!r} is none of the model's"
+            if output
+            else "the metric does not say of which output",
+            cause=f"the model gives {', '.join(outputs)}",
+            action="write metric: {name: ..., output: ...}",
+        )
+    return outputs[output]
+
+
 def _classes(outputs: NDArray[np.float64], labels: NDArray[Any]) -> NDArray[np.int64]:
     if outputs.ndim != 2 or outputs.shape[1] == 1:
         raise DataError(
@@ -88,7 +104,11 @@ def _classes(outputs: NDArray[np.float64], labels: NDArray[Any]) -> NDArray[np.i
         return one_hot
     flat = labels.reshape(len(labels), -1)
     if flat.shape[1] != 1:
-        raise DataError(f"labels have shape {list(labels.shape)}, top-k needs [N] or one-hot {list(outputs.shape)}")
+        raise DataError(
+            f"labels have shape {list(labels.shape)}, top-k needs [N] or one-hot {list(outputs.shape)}",
+            cause="top1 and top5 are for classes",
+            action="give one class index a sample, or choose another metric",
+        )
     classes = flat[:, 0].astype(np.int64)
     if classes.min() < 0 or classes.max() >= outputs.shape[1] or (classes != flat[:, 0]).any():
         raise DataError(f"labels must be whole numbers 0 to {outputs.shape[1] - 1}", action="check the classes' order")
@@ -96,8 +116,14 @@ def _classes(outputs: NDArray[np.float64], labels: NDArray[Any]) -> NDArray[np.i
 
 
 def _same_shape(outputs: NDArray[np.float64], labels: NDArray[Any]) -> NDArray[np.float64]:
+    if labels.shape == outputs.shape[:-1] and outputs.shape[-1] == 1:
+        labels = labels[..., None]
     if labels.shape != outputs.shape:
-        raise DataError(f"labels have shape {list(labels.shape)}, the outputs {list(outputs.shape)}")
+        raise DataError(
+            f"labels have shape {list(labels.shape)}, the outputs {list(outputs.shape)}",
+            cause="mse and mae compare each output value with the wanted one",
+            action="give the wanted outputs as labels, or choose top1 for classes and auc for one score",
+        )
     return labels.astype(np.float64)
 
 
@@ -105,7 +131,7 @@ def _custom(reference: str, outputs: Mapping[str, NDArray[Any]], labels: NDArray
     module, _, name = reference.partition(":")
     try:
         found = float(getattr(importlib.import_module(module), name)(dict(outputs), labels))
-    except Exception as e:
+    except (Exception, SystemExit) as e:
         raise DataError(
             f"the metric {reference} failed", cause=f"{type(e).__name__}: {e}", action="run it by itself"
         ) from e

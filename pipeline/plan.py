@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,8 +11,8 @@ from edgebuild.export.formats import IoType, Precision
 from edgebuild.pipeline import stages
 from edgebuild.pipeline.config import DataSource, Project, TargetSettings
 from edgebuild.pipeline.errors import ConfigError
-from edgebuild.pipeline.store import digest_tree
 from edgebuild.pipeline.task import Source, Task, key
+from edgebuild.pipeline.user_code import code_sources, source_at
 from edgebuild.targets.registry import TARGETS, target
 
 QUANTIZED: Final = ("int8", "int16x8")
@@ -45,6 +43,12 @@ class Plan:
     exports: Mapping[str, Export]
     evaluated_on: Role
     model_digest: str
+
+    @property
+    def goals(self) -> tuple[str, ...]:
+        """The keys of what a build reads in the end."""
+        ends = (key for export in self.exports.values() for key in (export.verified, export.packaged))
+        return (self.model, *dict.fromkeys(ends))
 
     def until(self, stage: str) -> Mapping[str, Task]:
         """The tasks of `stage` and of those before it.
@@ -78,7 +82,7 @@ def make(project: Project, targets: Sequence[str] = ()) -> Plan:
 
 def model_task(path: Path) -> Task:
     """The task that ingests one source model; the first of every plan."""
-    source = Source(path=path, digest=digest_tree(path))
+    source = source_at(path)
     task = Task(stage="ingest", parameters=stages.Nothing(), sources={"model": source}, title=f"ingest {path.name}")
     return replace(task, key=key(stages.STAGES["ingest"], task))
 
@@ -114,8 +118,8 @@ class _Planner:
             "verify",
             f"verify {_format_name(precision, io)}",
             {"artifact": artifact, "samples": evaluation, "reference": reference},
-            stages.VerifyParameters(metric=metric),
-            self._code({"metric": metric} if ":" in metric else {}),
+            stages.VerifyParameters(metric=metric, output=self._config.metric.output),
+            code_sources("metric", metric, self._project.folder) if ":" in metric else {},
         )
         inputs = {"artifact": artifact, "verified": verified}
         packaged = self._add("package", f"package {name}", inputs, stages.PackageParameters(target=name))
@@ -141,14 +145,11 @@ class _Planner:
         needs_labels = role == "evaluation"
         parameters = stages.SamplesParameters(function=source.function or "", count=source.samples, labels=needs_labels)
         if source.function:
-            sources = self._code({"data": source.function})
+            sources = code_sources("data", source.function, self._project.folder)
         else:
             path = self._project.data(source)
-            sources = {"data": Source(path=path, digest=digest_tree(path))}
+            sources = {"data": source_at(path)}
         return self._add("samples", f"load {role} data", {"model": self._ingested}, parameters, sources)
-
-    def _code(self, references: Mapping[str, str]) -> dict[str, Source]:
-        return {role: code_source(reference, self._project.folder) for role, reference in references.items()}
 
     def _add(
         self,
@@ -165,39 +166,13 @@ class _Planner:
             sources=sources or {},
             seed=self._config.seed,
             title=title,
-            python_path=self._project.folder,
+            python_path=self._project.folder if any(source.is_code for source in (sources or {}).values()) else None,
         )
         return self._put(replace(task, key=key(stages.STAGES[stage], task)))
 
     def _put(self, task: Task) -> str:
         self._tasks.setdefault(task.key, task)
         return task.key
-
-
-def code_source(reference: str, folder: Path) -> Source:
-    """The user's module of `package.module:function`, by the content of its Python files; nothing is imported.
-
-    Raises:
-        ConfigError: there is no such module beside the configuration or installed.
-    """
-    top = reference.partition(":")[0].partition(".")[0]
-    for place in (folder / f"{top}.py", folder / top):
-        if place.exists():
-            return _code(place)
-    try:
-        found = importlib.util.find_spec(top) if top in sys.modules or top.isidentifier() else None
-    except ValueError:  # __main__ and its like have no spec.
-        found = None
-    if found is None or found.origin is None:
-        raise ConfigError(
-            f"there is no module '{top}' for {reference}", action="put it beside edgebuild.yaml, or install it"
-        )
-    origin = Path(found.origin)
-    return _code(origin.parent if origin.name == "__init__.py" else origin)
-
-
-def _code(place: Path) -> Source:
-    return Source(path=place, digest=digest_tree(place, "*.py"), pattern="*.py")
 
 
 def _chosen(project: Project, targets: Sequence[str]) -> Sequence[str]:

@@ -7,48 +7,21 @@ import os
 import shutil
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-from edgebuild.pipeline import page
+from edgebuild.pipeline import cache, manifest, page, provenance, sbom
 from edgebuild.pipeline import report as reports
 from edgebuild.pipeline.config import Project
 from edgebuild.pipeline.engine import Outcome
 from edgebuild.pipeline.errors import ConfigError
+from edgebuild.pipeline.manifest import Manifest
 from edgebuild.pipeline.plan import Plan
 from edgebuild.pipeline.report import Report
-from edgebuild.pipeline.stages import STAGES
-from edgebuild.pipeline.store import digest_file
-from edgebuild.pipeline.task import key_parts, tool_version
+from edgebuild.pipeline.store import Store, digest_file
 from edgebuild.targets.registry import TARGETS
 
-MANIFEST_SCHEMA: Final = "edgebuild-manifest/1"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StageRecord:
-    """One stage of the build: everything that decided its result, and whether there is one."""
-
-    title: str
-    stage: str
-    version: int
-    parameters: dict[str, Any]
-    inputs: dict[str, str]
-    sources: dict[str, str]
-    tools: dict[str, str]
-    seed: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Manifest:
-    """What the build was made from and what it made: `stages` by key, `outputs` as path to sha256."""
-
-    schema: str
-    edgebuild: str
-    config: dict[str, Any]
-    stages: dict[str, StageRecord]
-    outputs: dict[str, str]
+_CLAIM: Final = ".claim.json"  # What a build is about to put in place; gone when it has.
 
 
 def previous(out: Path) -> Report | None:
@@ -63,51 +36,79 @@ def publish(out: Path, project: Project, plan: Plan, outcome: Outcome, report: R
     """Bring `out` to what the report says; what is there already and right is left alone.
 
     Folders of targets that this build did not make are removed: a file that no report describes would be shipped by
-    mistake. They are still in the store.
+    mistake. They are still in the store. Only what an earlier build's manifest lists is ever replaced or removed. The
+    manifest comes last: files that it does not list with their digest are of a build that was cut short.
 
     Raises:
-        ConfigError: `out` can't be written.
+        ConfigError: `out` can't be written, or holds files of the user's own where an artifact would go.
+        StoreError: the store can't be written.
     """
+    packaged = {name: outcome.results[plan.exports[name].packaged] / "files" for name in report.targets}
     try:
         out.mkdir(parents=True, exist_ok=True)
+        _require_ours(out)
+        coming = [f"{name}/{file}" for name, folder in packaged.items() for file in _listing(folder)]
+        _write(out / _CLAIM, json.dumps(coming))
         for name in TARGETS:
-            if name in report.targets:
-                _mirror(outcome.results[plan.exports[name].packaged] / "files", out / name)
-            elif (out / name / "model.tflite").exists():
+            if name in packaged:
+                _mirror(packaged[name], out / name)
+            elif (out / name).is_dir():
                 shutil.rmtree(out / name)
-        if _write(out / "report.json", reports.to_json(report)) or not (out / "report.html").exists():
+        text = reports.to_json(report)
+        if not _holds(out / "report.json", text) or not (out / "report.html").exists():
             _write(out / "report.html", page.render(report))
-        _write(out / "manifest.json", json.dumps(asdict(manifest(out, project, plan, report)), indent=1) + "\n")
+        _write(out / "report.json", text)
+        made = manifest.of(project, plan, outcome, _outputs(out, report))
+        _attest(out, made, project, plan)
+        _write(out / manifest.NAME, manifest.to_json(made))
+        (out / _CLAIM).unlink()
     except OSError as e:
         raise ConfigError(f"{out} can't be written", cause=str(e), action="choose another --out, or free space") from e
+    for entry in list(outcome.results.values())[:1]:
+        cache.refer(Store.holding(entry), out / manifest.NAME)
 
 
-def manifest(out: Path, project: Project, plan: Plan, report: Report) -> Manifest:
-    """The manifest of what lies in `out`. `report.json` and `report.html` carry times, so they are not listed."""
-    files = [file for target in report.targets.values() for file in target.files]
-    return Manifest(
-        schema=MANIFEST_SCHEMA,
-        edgebuild=tool_version("edgebuild"),
-        config=project.config.model_dump(mode="json"),
-        stages={key: _record(plan, key) for key in plan.tasks},
-        outputs={file: digest_file(out / file) for file in sorted(files)},
-    )
+def _require_ours(out: Path) -> None:
+    """Nothing in the targets' folders but what an earlier build put there, finished or not."""
+    listed = {*_json(out / manifest.NAME, "outputs"), *_json(out / _CLAIM)}
+    for name in TARGETS:
+        for file in sorted(_listing(out / name)):
+            if f"{name}/{file}" not in listed:
+                raise ConfigError(
+                    f"{out / name} holds {file}, which edgebuild did not make",
+                    cause="a build replaces this folder whole",
+                    action="move the file away, or choose another --out",
+                )
 
 
-def manifest_schema() -> dict[str, Any]:
-    """The JSON Schema of `manifest.json`."""
-    from pydantic import TypeAdapter
+def _json(path: Path, key: str = "") -> list[str]:
+    try:
+        found = json.loads(path.read_bytes())
+        return list(found[key] if key else found)
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
 
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema"} | TypeAdapter(Manifest).json_schema()
+
+def _outputs(out: Path, report: Report) -> Mapping[str, str]:
+    """What lies in `out` by digest; `report.json` and `report.html` carry times, so they are not listed."""
+    return {file: digest_file(out / file) for target in report.targets.values() for file in target.files}
 
 
-def _record(plan: Plan, key: str) -> StageRecord:
-    task = plan.tasks[key]
-    return StageRecord(title=task.title, **key_parts(STAGES[task.stage], task))
+def _attest(out: Path, made: Manifest, project: Project, plan: Plan) -> None:
+    """Say the same to tools that read in-toto and CycloneDX; both follow from what the manifest says."""
+    statement, bill = out / provenance.NAME, out / sbom.NAME
+    there = bill.exists() and statement.exists() == bool(made.outputs)
+    if there and _holds(out / manifest.NAME, manifest.to_json(made)):
+        return
+    _write(bill, json.dumps(sbom.bill(made), indent=1) + "\n")
+    if made.outputs:
+        _write(statement, json.dumps(provenance.statement(made, project, plan), indent=1) + "\n")
+    else:  # A statement is about files, and there are none.
+        statement.unlink(missing_ok=True)
 
 
 def _mirror(source: Path, destination: Path) -> None:
-    """Make `destination` equal to `source`, by one rename where anything differs."""
+    """Make `destination` equal to `source`, by two renames where anything differs: the old away, the new in."""
     if destination.is_dir() and _listing(source) == _listing(destination):
         return
     staging = Path(tempfile.mkdtemp(prefix=f".{destination.name}-", dir=destination.parent))
@@ -115,7 +116,12 @@ def _mirror(source: Path, destination: Path) -> None:
         shutil.copytree(source, staging / "new")
         if destination.exists():
             destination.rename(staging / "old")
-        (staging / "new").rename(destination)
+        try:
+            (staging / "new").rename(destination)
+        except OSError:
+            if (staging / "old").exists():
+                (staging / "old").rename(destination)
+            raise
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
@@ -124,11 +130,17 @@ def _listing(folder: Path) -> Mapping[str, str]:
     return {f.relative_to(folder).as_posix(): digest_file(f) for f in folder.rglob("*") if f.is_file()}
 
 
-def _write(path: Path, text: str) -> bool:
-    """Replace a file whole where its text changes, and say whether it did."""
-    if path.is_file() and path.read_text() == text:
-        return False
+def _holds(path: Path, text: str) -> bool:
+    return path.is_file() and path.read_bytes() == text.encode()
+
+
+def _write(path: Path, text: str) -> None:
+    """Replace a file whole, where its text changes; UTF-8 whatever the locale."""
+    if _holds(path, text):
+        return
     beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_text(text)
-    beside.replace(path)
-    return True
+    try:
+        beside.write_bytes(text.encode())
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)

@@ -21,10 +21,13 @@ Verdict: TypeAlias = Literal["pass", "fail", "inconclusive"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MeasuredAgreement(Agreement):
-    """Agreement with the float model; `data` is the set it was taken on."""
+    """Agreement with the float model; `data` is the set it was taken on.
+
+    `evidence` is measured where tflite-runtime on this machine is the target, simulated where it stands in for it.
+    """
 
     data: Literal["evaluation", "calibration"]
-    evidence: Evidence = "measured"
+    evidence: Evidence
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +80,7 @@ class FailureReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TargetReport:
-    """Everything known of one target's artifact; paths are relative to the report."""
+    """Everything known of one target's artifact; paths are relative to the report, `notes` are doubts worth reading."""
 
     artifact: str
     files: tuple[str, ...]
@@ -86,6 +89,7 @@ class TargetReport:
     io: IoType
     route: str
     calibration_samples: int
+    notes: tuple[str, ...]
     size_bytes: Figure
     gzip_bytes: Figure
     operators: Figure
@@ -136,7 +140,10 @@ def from_json(text: str | bytes) -> Report:
     """
     from pydantic import TypeAdapter
 
-    return TypeAdapter(Report).validate_json(text)
+    found = TypeAdapter(Report).validate_json(text)
+    if found.schema != SCHEMA:
+        raise ValueError(f"the report is of {found.schema}, not of {SCHEMA}")
+    return found
 
 
 def json_schema() -> dict[str, Any]:

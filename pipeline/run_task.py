@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,13 +26,15 @@ class Answer:
     trace: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Waiting:
-    """What a worker says while another build makes what it was asked for."""
+    """What a worker says when it begins to wait for another build that makes the same thing, and when that ends."""
+
+    begins: bool
 
 
-def run_task(task: Task, store: Store, on_wait: Callable[[], None] = lambda: None) -> None:
-    """Make the task's entry in the store, or wait for the build that is making it (`on_wait` is called first).
+def run_task(task: Task, store: Store, on_wait: Callable[[Waiting], None] = lambda _: None) -> None:
+    """Make the task's entry in the store, or wait for the build that is making it; `on_wait` hears of both its ends.
 
     Raises:
         Failure: of the stage's own, or of the store.
@@ -39,10 +42,9 @@ def run_task(task: Task, store: Store, on_wait: Callable[[], None] = lambda: Non
     """
     inputs = {name: _entry(store, key) for name, key in task.inputs.items()}
     inputs |= {name: source.path for name, source in task.sources.items()}
-    if task.python_path is not None and str(task.python_path) not in sys.path:
-        sys.path.insert(0, str(task.python_path))
-        importlib.invalidate_caches()
-    with store.turn(task.key, on_wait):
+    with store.turn(task.key, lambda: on_wait(Waiting(begins=True))) as waited, _importing_from(task.python_path):
+        if waited:
+            on_wait(Waiting(begins=False))
         if store.find(task.key) is None:
             _make(task, inputs, store)
 
@@ -53,11 +55,35 @@ def _make(task: Task, inputs: Mapping[str, Path], store: Store) -> None:
         try:
             STAGES[task.stage].function(task.parameters, inputs, out)
         except OSError as e:
-            raise StoreError(
-                f"{task.title}: {e.strerror or e}", cause=str(e), action="free space, then run again"
-            ) from e
+            raise _told(task, e) from e
         _require_sound(out, task.title)
         _require_unchanged(task)
+
+
+@contextmanager
+def _importing_from(folder: Path | None) -> Iterator[None]:
+    """Let the user's own modules be imported, for as long as a stage of theirs runs."""
+    if folder is None:
+        yield
+        return
+    sys.path.insert(0, str(folder))
+    importlib.invalidate_caches()
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder))
+
+
+def _told(task: Task, error: OSError) -> Failure:
+    """A source that can't be read is the user's to mend, anything else the machine's."""
+    named = str(error.filename or "")
+    if any(named.startswith(str(source.path)) for source in task.sources.values()):
+        return DataError(f"{named} can't be read", cause=error.strerror or str(error), action="check its permissions")
+    return StoreError(
+        f"{task.title}: {error.strerror or error}",
+        cause=str(error),
+        action="free space, then run again",
+    )
 
 
 def _entry(store: Store, key: str) -> Path:

@@ -15,7 +15,8 @@ from typing import Any, Final
 from edgebuild.export.formats import IoType, Precision
 from edgebuild.pipeline.task import Stage
 
-VECTORS = 3  # Known answers that go with a firmware package.
+VECTORS: Final = 3  # Known answers that go with a firmware package.
+_PREFIX: Final = ":"  # numpy takes arrays as keywords, and a model may name an input `file`.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,9 +43,10 @@ class ConvertParameters:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VerifyParameters:
-    """How to measure; an empty metric measures agreement alone."""
+    """How to measure, and of which output where there are several; an empty metric measures agreement alone."""
 
     metric: str
+    output: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,10 +108,14 @@ def calibrate(_: Nothing, inputs: Mapping[str, Path], out: Path) -> None:
 
 def convert(parameters: ConvertParameters, inputs: Mapping[str, Path], out: Path) -> None:
     """`model`, for int8 also `calibrated` and `samples` -> `model.tflite` and `route.json`, how it was made."""
+    from edgebuild.calibration import checks
+
     data, route = _convert(parameters, inputs)
     (out / "model.tflite").write_bytes(data)
-    count = len(next(iter(_model_inputs(inputs).values()))) if "samples" in inputs else 0
-    write_json(out / "route.json", {"route": route, "calibration_samples": count})
+    samples = _model_inputs(inputs) if "samples" in inputs else {}
+    count = len(next(iter(samples.values()), ()))
+    notes = [f"calibration: {doubt}" for doubt in checks.doubts(samples)] if samples else []
+    write_json(out / "route.json", {"route": route, "calibration_samples": count, "notes": notes})
 
 
 def verify(parameters: VerifyParameters, inputs: Mapping[str, Path], out: Path) -> None:
@@ -122,10 +128,10 @@ def verify(parameters: VerifyParameters, inputs: Mapping[str, Path], out: Path) 
     arrays = load_arrays(inputs["samples"] / "samples.npz")
     labels = arrays.pop("labels", None)
     wanted = load_arrays(inputs["reference"] / "outputs.npz")
-    got = interpreter.predict(arrays)
+    got = interpreter.predict(arrays)  # By name: the flatbuffer's order of outputs is its own.
     result: dict[str, Any] = {"agreement": asdict(agreement.compare(wanted, got)), "metric": None}
     if parameters.metric and labels is not None:
-        scores = [metrics.score(parameters.metric, outputs, labels) for outputs in (wanted, got)]
+        scores = [metrics.score(parameters.metric, outputs, labels, parameters.output) for outputs in (wanted, got)]
         result["metric"] = {"float": scores[0], "target": scores[1], "n": len(labels)}
     write_json(out / "verify.json", result)
     save_arrays(out / "vectors.npz", _vectors(interpreter, arrays))
@@ -167,18 +173,18 @@ STAGES: Final[dict[str, Stage]] = {
 
 
 def load_arrays(path: Path) -> dict[str, Any]:
-    """The arrays of an .npz file of ours."""
+    """The arrays of an .npz file that `save_arrays` wrote."""
     import numpy as np
 
     with np.load(path, allow_pickle=False) as archive:
-        return {name: archive[name] for name in archive.files}
+        return {name.removeprefix(_PREFIX): archive[name] for name in archive.files}
 
 
 def save_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
-    """Write arrays; equal arrays give equal bytes."""
+    """Write arrays under names of any kind; equal arrays give equal bytes."""
     import numpy as np
 
-    np.savez(path, **arrays)
+    np.savez(path, **{_PREFIX + name: array for name, array in arrays.items()})
 
 
 def write_json(path: Path, value: object) -> None:
@@ -190,17 +196,20 @@ def _convert(parameters: ConvertParameters, inputs: Mapping[str, Path]) -> tuple
     from edgebuild.export import convert
     from edgebuild.export.errors import ModelError
 
+    refusal = ""
     if parameters.precision == "int8":
         try:
             return convert.quantize(
                 (inputs["calibrated"] / "calibrated.tflite").read_bytes(), parameters.io
             ), "shared calibration"
-        except ModelError:
-            pass  # The public converter below has the last word, and its own message if it refuses too.
+        except ModelError as e:
+            refusal = (
+                f": {e.what} ({e.cause})"  # The public converter has the last word, and says so if it refuses too.
+            )
     saved_model = _frozen(inputs["model"])
     if parameters.precision in ("int8", "int16x8"):
         data = convert.quantize_publicly(saved_model, _model_inputs(inputs), parameters.precision, parameters.io)
-        return data, "public converter, own calibration"
+        return data, f"public converter, own calibration{refusal}"
     return convert.to_float(saved_model, parameters.precision), "public converter"
 
 

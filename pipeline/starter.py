@@ -7,6 +7,8 @@ import os
 from pathlib import Path
 from typing import Final
 
+import yaml
+
 from edgebuild.pipeline.inspection import End, Summary
 
 _TEMPLATE: Final = """\
@@ -20,7 +22,7 @@ data:
 {calibration}
 {evaluation}
 
-metric: {metric}  # top1 top5 auc mse mae, or package.module:function(outputs, labels)
+metric: {metric}  # top1 top5 auc mse mae, or {{name: package.module:function, higher_is_better: true}}
 
 targets:
   cpu: {{}}  # int8; or {{precision: float32}}, float16, dynamic, int16x8
@@ -78,11 +80,7 @@ def _data(role: str, given: str | None, folder: Path, what: str) -> str:
 def _relative(path: str, folder: Path) -> str:
     """The path as the configuration's folder sees it, quoted where YAML needs it; a function's reference stays."""
     shown = os.path.relpath(path, folder) if Path(path).exists() else path
-    return (
-        shown
-        if shown.replace("/", "").replace(".", "").replace("_", "").replace("-", "").isalnum()
-        else json.dumps(shown)
-    )
+    return shown if yaml.safe_load(shown) == shown else json.dumps(shown)
 
 
 def _metric(summary: Summary) -> str:

@@ -6,7 +6,8 @@ Every read checks every digest. Builds that want the same entry at once take tur
 its holder ends, however that is.
 
 A build works in a `session`: a folder for its unfinished and temporary files, and a lease that names the keys it uses.
-What a dead session left is removed by the next one to start; what a living one uses is never collected.
+What a dead session left is removed by the next one to start; what a living one uses is never collected. The time of an
+entry's `entry.json` is when a build last used it, the time of its folder when it was made.
 """
 
 from __future__ import annotations
@@ -19,25 +20,29 @@ import secrets
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
+from fnmatch import fnmatch
 from pathlib import Path
-from typing import IO, Final, Literal, TypeAlias
+from typing import Final, Literal, TypeAlias
 
 from edgebuild.pipeline.errors import StoreError
 from edgebuild.pipeline.locks import held, is_held
 
 ENTRY: Final = "entry.json"
 CACHE_VARIABLE: Final = "EDGEBUILD_CACHE"
-_STRIPES: Final = 2  # Hex digits of a key that choose its lock: 256 files, and a chance meeting costs a short wait.
 State: TypeAlias = Literal["whole", "missing", "damaged"]
 
 
 def default_root() -> Path:
-    """Where the store lies: `$EDGEBUILD_CACHE`, or `edgebuild` in the user's cache folder."""
+    """Where the store lies: `$EDGEBUILD_CACHE`, for a URL its mirror here, or `edgebuild` in the user's cache folder."""
     from platformdirs import user_cache_path
 
     named = os.environ.get(CACHE_VARIABLE)
+    if named and "://" in named:
+        from edgebuild.pipeline.shared_store import mirror
+
+        return mirror(named)
     return Path(named).expanduser().absolute() if named else user_cache_path("edgebuild")
 
 
@@ -54,7 +59,9 @@ def digest_tree(path: Path, pattern: str = "*") -> str:
     """The sha256 of a file, or of a folder's relative names and contents; times and places do not count."""
     if path.is_file():
         return digest_file(path)
-    files = sorted(file for file in path.rglob(pattern) if file.is_file())
+    # Links are followed, as a reader follows them: the weights may lie behind one.
+    walked = (Path(folder) / name for folder, _, names in os.walk(path, followlinks=True) for name in names)
+    files = sorted(file for file in walked if fnmatch(file.name, pattern) and file.is_file())
     listing = [(file.relative_to(path).as_posix(), digest_file(file)) for file in files]
     return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
 
@@ -66,6 +73,11 @@ class Store:
     root: Path
     scratch: Path | None = None
 
+    @staticmethod
+    def holding(entry: Path) -> Store:
+        """The store that an entry's folder lies in."""
+        return Store(entry.parents[1])
+
     def place(self, key: str) -> Path:
         """Where the entry lies, or would."""
         return self.root / key[:2] / key
@@ -76,17 +88,28 @@ class Store:
         Raises:
             StoreError: the store can't be read.
         """
+        faults = self.faults(key)
+        if faults is None:
+            return "missing"
+        return "damaged" if faults else "whole"
+
+    def faults(self, key: str) -> tuple[str, ...] | None:
+        """What is wrong with an entry, file by file: nothing where it is whole, None where there is none.
+
+        Raises:
+            StoreError: the store can't be read.
+        """
         folder = self.place(key)
         try:
             folder.stat()  # Looked at first: an entry comes whole, so one that is there has its listing.
-            return "whole" if _is_whole(folder, key) else "damaged"
+            return tuple(_faults(folder, key))
         except (ValueError, KeyError, TypeError, AttributeError):
-            return "damaged"
+            return (f"{ENTRY} is no listing of an entry",)
         except OSError as e:
-            if folder.is_dir():
-                return "damaged"
+            if folder.exists():
+                return (f"{os.path.relpath(e.filename or folder, folder)}: {e.strerror or e}",)
             if isinstance(e, FileNotFoundError):  # Collected meanwhile.
-                return "missing"
+                return None
             raise unusable(self.root, e) from e
 
     def find(self, key: str) -> Path | None:
@@ -101,16 +124,26 @@ class Store:
     def remove(self, key: str) -> None:
         """Take an entry away at once, then delete its files at leisure."""
         with tempfile.TemporaryDirectory(dir=self._scratch()) as grave:
-            try:
-                self.place(key).rename(Path(grave) / "entry")
-            except FileNotFoundError:
-                return
+            self.bury(key, Path(grave))
+
+    def bury(self, key: str, grave: Path) -> None:
+        """Move an entry out of the store by one rename; one that is gone already is no error."""
+        with suppress(FileNotFoundError):
+            self.place(key).rename(grave / key)
 
     @contextmanager
-    def turn(self, key: str, on_wait: Callable[[], None] = lambda: None) -> Iterator[None]:
-        """Hold the right to make an entry; `on_wait` is called once if another build holds it."""
-        with held(self.root / "locks" / key[:_STRIPES], on_wait=on_wait):
-            yield
+    def turn(self, key: str, on_wait: Callable[[], None] = lambda: None) -> Iterator[bool]:
+        """Hold the right to make an entry, and say whether another build held it (`on_wait` is called first).
+
+        Raises:
+            StoreError: the store can't be written.
+        """
+        with ExitStack() as holding:
+            try:
+                waited = holding.enter_context(held(self.root / "locks" / key, on_wait=on_wait))
+            except OSError as e:
+                raise unusable(self.root, e) from e
+            yield waited
 
     @contextmanager
     def writing(self, key: str, description: str) -> Iterator[Path]:
@@ -163,22 +196,28 @@ def session(store: Store, keys: Iterable[str]) -> Iterator[Store]:
     Raises:
         StoreError: the store can't be written.
     """
-    try:
-        for folder in ("leases", "staging"):
-            (store.root / folder).mkdir(parents=True, exist_ok=True)
-        with held(store.root / "gc.lock"):  # A collection under way ends first, and nobody sweeps a lease half made.
-            lease = _lease(store.root / "leases", keys)
-            sweep(store)
-        scratch = store.root / "staging" / Path(lease.name).name
-        scratch.mkdir()
-    except OSError as e:
-        raise unusable(store.root, e) from e
-    try:
-        with lease:
-            yield replace(store, scratch=scratch)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-        Path(lease.name).unlink(missing_ok=True)
+    named = tuple(keys)
+    with ExitStack() as until_the_end:
+        try:
+            for folder in ("leases", "staging"):
+                (store.root / folder).mkdir(parents=True, exist_ok=True)
+            with collecting(store):  # A collection under way ends first, and nobody sweeps a lease half made.
+                name = until_the_end.enter_context(_lease(store.root / "leases", named))
+                sweep(store)
+            _mark_used(store, named)
+            scratch = store.root / "staging" / name
+            scratch.mkdir()
+        except OSError as e:
+            raise unusable(store.root, e) from e
+        until_the_end.callback(shutil.rmtree, scratch, ignore_errors=True)
+        yield replace(store, scratch=scratch)
+
+
+@contextmanager
+def collecting(store: Store) -> Iterator[None]:
+    """Hold the store so that no session starts: who may remove entries knows every lease there is."""
+    with held(store.root / "gc.lock"):
+        yield
 
 
 def sweep(store: Store) -> None:
@@ -196,28 +235,56 @@ def sweep(store: Store) -> None:
 
 def leased_keys(store: Store) -> set[str]:
     """The keys that living builds use."""
-    leases = [lease for lease in (store.root / "leases").glob("*") if is_held(lease)]
-    return {key for lease in leases for key in lease.read_text().split()}
+    keys: set[str] = set()
+    for lease in (store.root / "leases").glob("*"):
+        with suppress(FileNotFoundError):  # Its session ended between the two looks.
+            keys |= set(lease.read_text().split()) if is_held(lease) else set()
+    return keys
 
 
-def _lease(folder: Path, keys: Iterable[str]) -> IO[str]:
-    """A locked file that names keys; closing it, or dying, frees the lock."""
-    lease = (folder / f"{os.getpid()}-{secrets.token_hex(4)}").open("x")
-    fcntl.flock(lease, fcntl.LOCK_EX)
-    lease.write("\n".join(keys))
-    lease.flush()
-    return lease
+@contextmanager
+def _lease(folder: Path, keys: Iterable[str]) -> Iterator[str]:
+    """The name of a locked file that lists keys; the end of the block, or of the process, frees the lock."""
+    path = folder / f"{os.getpid()}-{secrets.token_hex(4)}"
+    lease = path.open("x")
+    try:
+        fcntl.flock(lease, fcntl.LOCK_EX)
+        lease.write("\n".join(keys))
+        lease.flush()
+        yield path.name
+    finally:
+        path.unlink(missing_ok=True)
+        with suppress(OSError):  # What a full disk refused once, closing tries to write again.
+            lease.close()
 
 
-def _is_whole(folder: Path, key: str) -> bool:
+def _mark_used(store: Store, keys: Iterable[str]) -> None:
+    """Give entries the time of now; one that is missing, or another user's, keeps its own and is collected earlier."""
+    for key in keys:
+        with suppress(OSError):
+            os.utime(store.place(key) / ENTRY)
+
+
+def _faults(folder: Path, key: str) -> Iterator[str]:
     entry = json.loads((folder / ENTRY).read_bytes())
-    there = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if not file.is_dir()}
-    listed = entry["files"]
-    return (
-        entry["key"] == key
-        and there == {*listed, ENTRY}
-        and all(digest_file(folder / name) == digest for name, digest in listed.items())
+    there, listed = set(_names(folder)), dict(entry["files"])
+    if entry["key"] != key:
+        yield f"{ENTRY} belongs to another key"
+    yield from (f"{name} is missing" for name in sorted({*listed, ENTRY} - there))
+    yield from (f"{name} was added" for name in sorted(there - {*listed, ENTRY}))
+    yield from (
+        f"{name} has changed" for name in sorted(there & listed.keys()) if digest_file(folder / name) != listed[name]
     )
+
+
+def _names(folder: Path, prefix: str = "") -> Iterator[str]:
+    """All that lies below a folder and is no folder; a link is none. Plain strings: ten thousand entries take long."""
+    with os.scandir(folder) as items:
+        for item in items:
+            if item.is_dir(follow_symlinks=False):
+                yield from _names(Path(item.path), f"{prefix}{item.name}/")
+            else:
+                yield prefix + item.name
 
 
 def _flush(path: Path) -> None:

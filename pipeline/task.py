@@ -9,8 +9,9 @@ from dataclasses import asdict, dataclass, field
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 
+_STAGE_CODE: Final = ("calibration", "export", "targets", "pipeline/ingest")
 WorkerKind: TypeAlias = Literal["tensorflow", "light"]
 
 
@@ -37,6 +38,11 @@ class Source:
     digest: str
     pattern: str = "*"
 
+    @property
+    def is_code(self) -> bool:
+        """Whether it is Python code of the user's, to be imported."""
+        return self.pattern == "*.py"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
@@ -60,6 +66,7 @@ def key_parts(stage: Stage, task: Task) -> dict[str, Any]:
     return {
         "stage": stage.name,
         "version": stage.version,
+        "code": code_digest(),
         "parameters": asdict(task.parameters),
         "inputs": dict(task.inputs),
         "sources": {name: source.digest for name, source in task.sources.items()},
@@ -71,6 +78,15 @@ def key_parts(stage: Stage, task: Task) -> dict[str, Any]:
 def key(stage: Stage, task: Task) -> str:
     """The sha256 over `key_parts`, full length."""
     return hashlib.sha256(json.dumps(key_parts(stage, task), sort_keys=True).encode()).hexdigest()
+
+
+@cache
+def code_digest() -> str:
+    """The sha256 of edgebuild's own sources that stages run: a stage's version number is easily forgotten."""
+    root = Path(__file__).resolve().parents[1]
+    files = [file for folder in _STAGE_CODE for file in sorted((root / folder).rglob("*.py"))]
+    listing = [(file.relative_to(root).as_posix(), file.read_bytes()) for file in files]
+    return hashlib.sha256(repr(listing).encode()).hexdigest()
 
 
 @cache

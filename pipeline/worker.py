@@ -1,6 +1,6 @@
 """The worker process: imports once, then serves tasks until its pipe closes.
 
-It is started as `python -m edgebuild.pipeline.worker KIND DESCRIPTOR` rather than by multiprocessing's spawn, which
+It is started as a command, with KIND and DESCRIPTOR, rather than by multiprocessing's spawn, which
 would run the caller's own script again.
 """
 
@@ -36,10 +36,10 @@ def main(kind: str, descriptor: int) -> None:
             task, store = connection.recv()
         except EOFError:
             return
-        connection.send(_serve(task, store, lambda: connection.send(Waiting())))
+        connection.send(_serve(task, store, connection.send))
 
 
-def _serve(task: Task, store: Store, on_wait: Callable[[], None]) -> Answer:
+def _serve(task: Task, store: Store, on_wait: Callable[[Waiting], None]) -> Answer:
     started = time.perf_counter()
     failure: Failure | None = None
     trace = ""

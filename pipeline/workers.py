@@ -6,7 +6,6 @@ import contextlib
 import os
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from edgebuild.pipeline.errors import CrashError
 from edgebuild.pipeline.run_task import Answer, Waiting
 from edgebuild.pipeline.store import Store
 from edgebuild.pipeline.task import Task, WorkerKind
+from edgebuild.targets.tools import python_module
 
 _LOG_TAIL: Final = 4000
 _LAST_MOMENTS_S: Final = 5.0
@@ -42,6 +42,7 @@ class Worker:
     log: IO[bytes]
     task: Task | None = None
     started: float = field(default_factory=time.monotonic)
+    _waits: bool = False
     _ended_for: tuple[str, str] | None = None
 
     def give(self, task: Task, store: Store) -> None:
@@ -66,10 +67,14 @@ class Worker:
             answer = Answer(failure=self._crash(task), seconds=time.monotonic() - self.started)
         if isinstance(answer, Answer):
             self.task = None
+        else:
+            self._waits, self.started = answer.begins, time.monotonic()  # Waiting is no work.
         return task, answer, self.log_tail()
 
     def hold_to(self, limits: Limits) -> None:
         """End the process if its task takes too long or too much memory; `take_answer` then says which."""
+        if self._waits:
+            return
         if time.monotonic() - self.started > limits.stage_s:
             self._end(f"it did not end within {limits.stage_s:g} s", "raise limits.stage_s if the model needs longer")
         elif limits.memory_mib is not None and self._memory_mib() > limits.memory_mib:
@@ -118,7 +123,8 @@ class Worker:
             os.killpg(self.process.pid, signal.SIGKILL)
             code = self.process.wait()
         how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit status {code}"
-        last = [line for line in self.log_tail().splitlines() if line.strip()][-1:]
+        said = (line.strip() for line in self.log_tail().splitlines())
+        last = [line for line in said if line and not line.startswith("warnings.warn")][-1:]
         words = f"; its last words: {last[0].strip()[:300]}" if last else ""
         cause, action = self._ended_for or _likely_cause(code)
         return CrashError(
@@ -135,9 +141,8 @@ def start(kind: WorkerKind, scratch: Path) -> Worker:
     """
     ours, theirs = Pipe()
     log = tempfile.TemporaryFile("a+b", dir=scratch)  # noqa: SIM115 - lives as long as the worker
-    command = [sys.executable, "-m", "edgebuild.pipeline.worker", kind, str(theirs.fileno())]
     process = subprocess.Popen(
-        command,
+        python_module("edgebuild.pipeline.worker", kind, str(theirs.fileno())),
         stdin=subprocess.DEVNULL,
         stdout=log,
         stderr=subprocess.STDOUT,
@@ -151,8 +156,10 @@ def start(kind: WorkerKind, scratch: Path) -> Worker:
 
 def _likely_cause(code: int) -> tuple[str, str]:
     if code == -signal.SIGSEGV:
-        cause = "native code crashed on this model (an int8 GRU or LSTM in a loop does this: `unroll=True` helps)"
-        return cause, "try another precision for this target"
+        cause = "native code crashed on this model (quantizing an LSTM or GRU in a loop does this)"
+        return cause, "build recurrent layers with unroll=True, or choose a float precision"
     if code == -signal.SIGKILL:
         return "the system ran out of memory, or someone killed it", "give the machine more memory"
+    if code > 0:
+        return "Python ended there: a package may be missing or broken", "run `edgebuild doctor`"
     return "native code gave up", "try another precision for this target"

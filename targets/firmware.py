@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from edgebuild.export.flatbuffer import Flatbuffer, Tensor
     from edgebuild.targets.evidence import Figure
 
-ARENA_MARGIN: Final = 0.15
-ARENA_ALIGNMENT: Final = 16
 ROW: Final = 16
 
 _CPP_TYPES: Final = {
@@ -148,10 +146,9 @@ def _ends(model: Flatbuffer, names: Mapping[str, Tensor], order: tuple[int, ...]
 def _arena(arena: Figure) -> list[str]:
     if arena.value is None:
         return [_comment(f"The arena's size is not known: {arena.note}")]
-    size = math.ceil(arena.value * (1 + ARENA_MARGIN) / ARENA_ALIGNMENT) * ARENA_ALIGNMENT
     return [
-        _comment(f"{arena.value} bytes {arena.evidence}, and {ARENA_MARGIN:.0%} of margin. {arena.note}"),
-        f"inline constexpr std::size_t kArenaBytes = {size};",
+        _comment(f"{arena.evidence}: {arena.note}"),
+        f"inline constexpr std::size_t kArenaBytes = {arena.value};",
     ]
 
 

@@ -67,6 +67,18 @@ def load_profile(name: str) -> Profile:
     return parse(name, yaml.safe_load(text))
 
 
+def profiles_of(name: str) -> tuple[Profile, ...]:
+    """The profile of that name, or all of the target of that name.
+
+    Raises:
+        UnknownTargetError: there is neither.
+    """
+    if name in profile_names():
+        return (load_profile(name),)
+    of_target = tuple(p for p in map(load_profile, profile_names()) if p.target == name)
+    return of_target or (load_profile(name),)
+
+
 def parse(name: str, content: Any) -> Profile:
     """A profile from what its YAML holds.
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
-import sys
 import tempfile
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
+from edgebuild.export.errors import ModelError
 from edgebuild.targets.evidence import Figure, unavailable
+from edgebuild.targets.tools import python_module
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     Vectors: TypeAlias = tuple[tuple[Mapping[str, NDArray[Any]], Mapping[str, NDArray[Any]]], ...]
 
 TIMEOUT_S: Final = 120
-HOST_NOTE: Final = "smallest arena of TFLM on this host, with 64-bit pointers; leave 15 % of margin on the device"
+HOST_NOTE: Final = "the smallest arena TFLM runs in on this host, with 64-bit pointers"
 MISSING: Final = "tflite-micro is not installed; pip install 'edgebuild[mcu]' (Linux x86-64, Python 3.11)"
 
 
@@ -101,14 +102,24 @@ def _read_outputs(artifact: Artifact, folder: Path) -> Vectors:
 
 
 def _child(module: str, *arguments: str, model: bytes = b"") -> tuple[bytes, str]:
-    """Run one of our modules apart; what it printed, and why it failed (empty where it did not)."""
+    """Run one of our modules apart; what it printed, and why TFLM refused (empty where it did not).
+
+    Raises:
+        ModelError: it took too long or was killed, which says more of this machine's load than of the model.
+    """
     try:
         done = subprocess.run(
-            [sys.executable, "-m", module, *arguments], input=model, capture_output=True, check=False, timeout=TIMEOUT_S
+            python_module(module, *arguments), input=model, capture_output=True, check=False, timeout=TIMEOUT_S
         )
-    except subprocess.TimeoutExpired:
-        return b"", f"TFLite Micro did not finish within {TIMEOUT_S} s"
+    except subprocess.TimeoutExpired as e:
+        raise _unfinished(f"it did not finish within {TIMEOUT_S} s") from e
+    if done.returncode == -signal.SIGKILL:
+        raise _unfinished("it was killed: the machine may be out of memory")
     return done.stdout, _cause(done.returncode, done.stderr.decode("utf-8", "replace")) if done.returncode else ""
+
+
+def _unfinished(cause: str) -> ModelError:
+    return ModelError("TFLite Micro could not be asked about the model", cause=cause, action="build again")
 
 
 def _cause(returncode: int, stderr: str) -> str:

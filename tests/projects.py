@@ -82,5 +82,5 @@ def lay_out(folder: Path, name: str, **settings: Any) -> Path:
         "targets": ALL_TARGETS,
     }
     path = folder / "edgebuild.yaml"
-    path.write_text(yaml.safe_dump(config | settings))
+    path.write_text(yaml.safe_dump(config | settings, sort_keys=False))
     return path

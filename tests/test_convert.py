@@ -151,6 +151,31 @@ def test_a_layer_the_converter_refuses_is_a_model_error(tmp_path: Path) -> None:
     call = tf.function(lambda x: {"y": tf.linalg.svd(x, compute_uv=False)})
     signature = call.get_concrete_function(tf.TensorSpec((1, 4, 4), tf.float32, name="x"))
     tf.saved_model.save(module, str(tmp_path), signatures=signature)
+    (tmp_path / "names.json").write_text('{"inputs": {"x": "x"}, "outputs": {"y": "y"}}')
     with pytest.raises(ModelError, match="converter refuses") as caught:
         convert.to_float(tmp_path, "float32")
     assert "Svd" in caught.value.cause
+
+
+@pytest.mark.parametrize(
+    "names", [("in-put", "my input"), ("a/b", "a.b"), ("größe", "input:0"), ("file", "1"), ("x", "<b>y</b>")]
+)
+def test_names_of_inputs_and_outputs_are_the_models_own_whatever_they_hold(
+    names: tuple[str, str], tmp_path: Path
+) -> None:
+    import tf_keras as keras
+
+    inputs = [keras.Input((3,)), keras.Input((3,))]
+    model = keras.Model(inputs, [keras.layers.Add()(inputs), keras.layers.Subtract()(inputs)])
+    specs = [InputSpec(name=name, shape=(3,), dtype="float32") for name in names]
+    convert.freeze(model, specs, ["the sum", "a-b"], tmp_path)
+    generator = np.random.default_rng(1)
+    samples = {name: generator.normal(size=(20, 3)).astype(np.float32) for name in names}
+    for made in (
+        convert.to_float(tmp_path, "float32"),
+        convert.quantize(convert.calibrate(tmp_path, samples), "float32"),
+    ):
+        outputs = Interpreter(made).predict(samples)
+        step = 0.1  # An int8 step of a sum of two normal values.
+        np.testing.assert_allclose(outputs["the sum"], samples[names[0]] + samples[names[1]], atol=step)
+        np.testing.assert_allclose(outputs["a-b"], samples[names[0]] - samples[names[1]], atol=step)

@@ -44,7 +44,7 @@ def misbehaving_stages(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     start_up.mkdir()
     (start_up / "sitecustomize.py").write_text(
         f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
-        "if 'edgebuild.pipeline.worker' in sys.orig_argv:\n"
+        "if any('edgebuild.pipeline.worker' in argument for argument in sys.orig_argv):\n"
         "    import stand_ins\n"
         "    from edgebuild.pipeline import stages\n"
         "    from edgebuild.pipeline.task import Stage\n"

@@ -134,6 +134,58 @@ def test_a_function_of_the_users_own_serves_as_data_and_metric(run: Run, project
     assert ended.report["targets"]["cpu"]["metric"]["float"] == 4.0
 
 
+def test_the_metric_of_several_outputs_is_taken_by_name(run: Run, tmp_path: Path) -> None:
+    """The flatbuffer orders outputs by name, the model as it was built: here the other way round."""
+    import tf_keras as keras
+
+    keras.utils.set_random_seed(5)
+    inputs = keras.Input((6,), name="x")
+    hidden = keras.layers.Dense(16, activation="relu")(inputs)
+    scores = keras.layers.Dense(4, activation="softmax", name="scores")(hidden)
+    model = keras.Model(inputs, [scores, keras.layers.Dense(7, name="aux")(hidden)])
+    model.save(tmp_path / "two.h5")
+    x = np.random.default_rng(0).normal(size=(80, 6)).astype(np.float32)
+    np.savez(tmp_path / "data.npz", x=x, labels=model(x)[0].numpy().argmax(1))
+    config = {"model": "two.h5", "data": {"evaluation": "data.npz"}, "targets": {"cpu": {"precision": "float32"}}}
+    (tmp_path / "edgebuild.yaml").write_text(yaml.safe_dump(config))
+    expect(run(cwd=tmp_path), 2, "the metric names no output", "scores, aux")
+    ended = run("--json", "--set", "metric={name: top1, output: scores}", cwd=tmp_path)
+    expect(ended, 0)
+    metric = ended.report["targets"]["cpu"]["metric"]
+    assert (metric["float"], metric["target"]) == (1.0, 1.0)
+
+
+def test_files_of_the_users_own_are_never_replaced(run: Run, project: Path) -> None:
+    assert run("-t", "gpu", cwd=project).code == 0
+    (project / "build/gpu/notes.txt").write_text("mine")
+    (project / "build/mcu").mkdir()
+    (project / "build/mcu/main.c").write_text("mine too")
+    expect(run("-t", "cpu", cwd=project), 2, "which edgebuild did not make", "choose another --out")
+    assert (project / "build/gpu/notes.txt").read_text() == "mine"
+    assert (project / "build/mcu/main.c").read_text() == "mine too"
+
+
+def test_a_folder_of_a_build_that_was_cut_short_is_made_whole(run: Run, project: Path) -> None:
+    assert run("-t", "gpu", cwd=project).code == 0
+    wanted = (project / "build/gpu/model.tflite").read_bytes()
+    (project / "build/gpu/model.tflite").write_bytes(b"half")
+    (project / "build/report.html").unlink()
+    assert run("-t", "gpu", cwd=project).code == 0
+    assert (project / "build/gpu/model.tflite").read_bytes() == wanted
+    assert (project / "build/report.html").exists()
+
+
+def test_what_lies_in_the_current_folder_is_not_imported(run: Run, project: Path) -> None:
+    (project / "random.py").write_text("raise SystemExit('imported')\n")
+    (project / "numpy.py").write_text("raise SystemExit('imported')\n")
+    expect(run("-t", "gpu", cwd=project, PYTHONSAFEPATH="1"), 0)
+
+
+def test_a_report_is_written_whatever_the_locale(run: Run, project: Path) -> None:
+    expect(run("-t", "gpu", cwd=project, LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0"), 0)
+    assert "charset" in (project / "build/report.html").read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
@@ -141,7 +193,7 @@ def test_a_function_of_the_users_own_serves_as_data_and_metric(run: Run, project
         ("model.onnx", b"", "ONNX"),
         ("model.pth", b"", "pickled"),
         ("model.h5", b"not hdf5 at all", "not a readable HDF5 file"),
-        ("model.txt", b"", "no model format"),
+        ("model.txt", b"", "no known model format"),
     ],
 )
 def test_a_model_that_cannot_be_read(run: Run, project: Path, name: str, content: bytes, words: str) -> None:
@@ -183,7 +235,7 @@ def test_an_unwritable_output(run: Run, project: Path) -> None:
 
 def test_an_unusable_store(run: Run, project: Path) -> None:
     (project / "taken").write_text("a file")
-    expect(run("-t", "gpu", cwd=project, EDGEBUILD_CACHE=str(project / "taken")), 1, "store", "EDGEBUILD_CACHE")
+    expect(run("-t", "gpu", cwd=project, EDGEBUILD_CACHE=str(project / "taken")), 2, "store", "EDGEBUILD_CACHE")
 
 
 def test_a_model_that_crashes_the_calibrator_fails_alone(run: Run, tmp_path: Path) -> None:

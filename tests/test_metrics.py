@@ -136,9 +136,18 @@ def test_auc_refuses_labels_other_than_0_and_1(labels: ArrayLike) -> None:
         of("auc", [0.1, 0.4, 0.35, 0.8], labels)
 
 
-def test_metrics_of_our_own_take_the_first_output() -> None:
-    outputs = {"classes": np.eye(3, dtype=np.float32), "other": np.zeros((3, 9), np.float32)}
-    assert score("top1", outputs, np.arange(3)) == 1.0
+def test_of_several_outputs_the_metric_takes_the_one_it_names() -> None:
+    outputs = {"other": np.zeros((3, 9), np.float32), "classes": np.eye(3, dtype=np.float32)}
+    assert score("top1", outputs, np.arange(3), "classes") == 1.0
+    for unnamed in ("", "nowhere"):
+        with pytest.raises(DataError) as caught:
+            score("top1", outputs, np.arange(3), unnamed)
+        assert "other, classes" in caught.value.cause
+
+
+def test_top5_of_five_classes_says_nothing() -> None:
+    with pytest.raises(DataError, match="always 1"):
+        score("top5", {"y": np.eye(5, dtype=np.float32)}, np.arange(5))
 
 
 # The user's own function

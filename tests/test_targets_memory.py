@@ -10,9 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from edgebuild.export.errors import ModelError
 from edgebuild.export.flatbuffer import read
-from edgebuild.targets import tflm, tflm_arena
-from edgebuild.targets.evidence import unavailable
+from edgebuild.targets import microcontroller, tflm, tflm_arena
+from edgebuild.targets.errors import PlacementError
+from edgebuild.targets.evidence import Figure, unavailable
 from edgebuild.targets.registry import target
 from edgebuild.targets.target import Artifact
 
@@ -38,9 +40,32 @@ def artifact(name: str) -> Artifact:
     ],
 )
 def test_arena_is_the_smallest_that_tflm_runs_in(name: str, arena_bytes: int) -> None:
-    figure = target("mcu").memory(artifact(name)).arena_bytes
+    figure = tflm.arena(artifact(name).data)
     assert (figure.value, figure.evidence) == (arena_bytes, "simulated")
     assert "64-bit" in figure.note
+
+
+def test_the_arena_that_ships_has_its_margin_rounded_up_to_sixteen() -> None:
+    shipped = microcontroller.with_margin(Figure(value=24_272, evidence="simulated", note="the smallest"))
+    assert shipped.value is not None
+    assert shipped.value % 16 == 0
+    assert 24_272 * 1.15 <= shipped.value < 24_272 * 1.15 + 16
+    assert "24,272" in shipped.note
+
+
+def test_a_child_that_takes_too_long_is_a_failure_and_no_figure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tflm, "installed", lambda: True)
+    monkeypatch.setattr(tflm, "TIMEOUT_S", 0.001)
+    with pytest.raises(ModelError, match="could not be asked"):
+        tflm.arena(b"a model that nobody asked about")
+
+
+@needs_tflm
+def test_firmware_is_refused_for_a_model_tflm_refuses(tmp_path: Path) -> None:
+    with pytest.raises(PlacementError) as caught:
+        target("mcu").package(artifact("kws/ref_dynrange.tflite"), tmp_path)
+    assert caught.value.action
+    assert not list(tmp_path.iterdir())
 
 
 @needs_tflm
@@ -52,7 +77,7 @@ def test_arena_is_the_smallest_that_tflm_runs_in(name: str, arena_bytes: int) ->
     ],
 )
 def test_arena_of_a_model_tflm_refuses_is_unavailable_with_its_own_words(name: str, cause: str) -> None:
-    figure = target("mcu").memory(artifact(name)).arena_bytes
+    figure = tflm.arena(artifact(name).data)
     assert figure.evidence == "unavailable"
     assert cause in figure.note
 

@@ -5,16 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import click
-
 from edgebuild.pipeline import config as configuration
 from edgebuild.pipeline import console
 from edgebuild.pipeline.config import Project
 from edgebuild.pipeline.console import Narrator
-from edgebuild.pipeline.errors import exit_code
+from edgebuild.pipeline.errors import ConfigError, exit_code
 
 if TYPE_CHECKING:
-    from edgebuild.pipeline.build import Survey
+    from edgebuild.pipeline.build import Preview
     from edgebuild.pipeline.engine import Outcome
 
 
@@ -26,8 +24,10 @@ def build(
     overrides: tuple[str, ...],
     until: str | None,
     dry_run: bool,
+    explain: bool,
     no_cache: bool,
     jobs: int | None,
+    scheduler: str | None,
     seed: int | None,
     as_json: bool,
     quiet: bool,
@@ -35,16 +35,25 @@ def build(
 ) -> int:
     """Build, or show the plan."""
     from edgebuild.pipeline import build as building
+    from edgebuild.pipeline import cluster
 
+    if as_json and (dry_run or until):
+        raise ConfigError("--json prints a build's report, and this builds none", action="leave --json out")
     project = configuration.load(config_path, overrides if seed is None else (*overrides, f"seed={seed}"))
     narrator = Narrator(quiet=quiet, debug=debug)
+    against = out if explain else None
     with building.store_for(cached=not no_cache) as store:
         if dry_run:
-            return _dry_run(building.survey(project, store, targets=targets, until=until))
-        if until:
-            with narrator.running():
-                return _partial(building.run_until(project, store, until, targets, jobs, narrator.on_event), narrator)
-        return _built(project, out, narrator, targets=targets, store=store, jobs=jobs, as_json=as_json)
+            return _dry_run(building.preview(project, store, targets=targets, until=until, explain_against=against))
+        with cluster.runner(scheduler, jobs) as runner:
+            if until:
+                with narrator.running():
+                    ended = building.run_until(project, store, until, targets, jobs, narrator.on_event, runner, against)
+                if explain:
+                    console.show_whys(ended.whys, narrator.errors)
+                return _partial(ended.outcome, narrator)
+            options = {"targets": targets, "store": store, "jobs": jobs, "runner": runner, "explain": explain}
+            return _built(project, out, narrator, as_json=as_json, **options)
 
 
 def _built(project: Project, out: Path, narrator: Narrator, *, as_json: bool = False, **options: Any) -> int:
@@ -53,10 +62,12 @@ def _built(project: Project, out: Path, narrator: Narrator, *, as_json: bool = F
 
     with narrator.running():
         result = building.build(project, out, on_event=narrator.on_event, on_latency=narrator.on_latency, **options)
-    console.show_report(result.report, narrator)
+    console.show_report(result.report, narrator, on_stdout=not as_json)
+    if options.get("explain"):
+        console.show_whys(result.whys, narrator.errors)
     narrator.say(f"{'done' if result.exit_code == 0 else 'failed'} in {narrator.elapsed()}: {out / 'report.html'}")
     if as_json:
-        click.echo(reports.to_json(result.report), nl=False)
+        console.emit(reports.to_json(result.report).rstrip())
     return result.exit_code
 
 
@@ -68,18 +79,20 @@ def _partial(outcome: Outcome, narrator: Narrator) -> int:
     return min((exit_code(failure) for failure in failures), default=0)
 
 
-def _dry_run(planned: Survey) -> int:
+def _dry_run(planned: Preview) -> int:
     rows = (
         (
             task.title,
             task.stage,
-            "stored" if task.key in planned.stored else "to run",
+            "to run" if task.key in planned.to_run else "stored",
             task.key[:12],
             ", ".join(owners) or "all",
         )
         for task, owners in planned.tasks
     )
     console.stdout().print(console.table("", ("task", "stage", "state", "key", "for"), rows))
+    if planned.whys:
+        console.show_whys(planned.whys, console.stdout())
     return 0
 
 

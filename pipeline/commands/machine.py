@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 
-import click
-
 from edgebuild.pipeline import config as configuration
 from edgebuild.pipeline import console
 
@@ -22,9 +20,10 @@ def targets() -> int:
 
 def show_target(name: str) -> int:
     """Print a profile."""
-    from edgebuild.targets.profile import load_profile
+    from edgebuild.targets.profile import profiles_of
 
-    console.show_profile_file(load_profile(name))
+    for profile in profiles_of(name):
+        console.show_profile_file(profile)
     return 0
 
 
@@ -34,7 +33,7 @@ def doctor(*, as_json: bool) -> int:
 
     findings = examination.examine()
     if as_json:
-        click.echo(json.dumps([asdict(finding) for finding in findings], indent=1))
+        console.emit(json.dumps([asdict(finding) for finding in findings], indent=1))
     else:
         console.show_findings(findings)
     return examination.exit_code(findings)
@@ -42,8 +41,8 @@ def doctor(*, as_json: bool) -> int:
 
 def schema(name: str) -> int:
     """Print a JSON Schema."""
-    from edgebuild.pipeline import publish, report
+    from edgebuild.pipeline import manifest, report
 
-    schemas = {"config": configuration.json_schema, "report": report.json_schema, "manifest": publish.manifest_schema}
-    click.echo(json.dumps(schemas[name](), indent=2))
+    schemas = {"config": configuration.json_schema, "report": report.json_schema, "manifest": manifest.json_schema}
+    console.emit(json.dumps(schemas[name](), indent=2))
     return 0

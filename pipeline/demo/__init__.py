@@ -21,6 +21,10 @@ def lay_out(folder: Path) -> None:
     Raises:
         ConfigError: the folder can't be written.
     """
+    if (folder / "edgebuild.yaml").exists() and not (folder / "digits.h5").exists():
+        raise ConfigError(
+            f"{folder} holds an edgebuild.yaml of another project", action="name an empty folder, or one of the demo"
+        )
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name in DEMO_FILES:

@@ -82,6 +82,13 @@ def _refuse_call(part: Mapping[str, Any], name: str, path: Path) -> None:
     config = part.get("config")
     if not isinstance(config, Mapping):
         return
+    for key in ("vocabulary", "idf_weights"):
+        if isinstance(config.get(key), str):
+            raise ModelError(
+                f"{path}: layer '{name}' reads its {key} from a file, {config[key]}",
+                cause="a model file that names other files could read any of this machine's",
+                action="give the layer the values themselves, and save again",
+            )
     symbols = [config[key] for key in ("function", "cls_symbol") if isinstance(config.get(key), str)]
     called = [symbol for symbol in symbols if symbol not in _TOP_LEVEL and not _ARITHMETIC.fullmatch(symbol)]
     node = config.get("node_def")

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from edgebuild.calibration.checks import InputSpec
+from edgebuild.calibration.samples import LABELS
 from edgebuild.export.errors import ModelError
 
 if TYPE_CHECKING:
@@ -133,6 +134,12 @@ def _describe(model: Any, source_format: str) -> Description:
 def _input(name: str, tensor: Any) -> InputSpec:
     import tensorflow as tf
 
+    if name == LABELS:
+        raise ModelError(
+            f"an input is named '{name}'",
+            cause="evaluation data holds the labels under that name",
+            action="rename the input",
+        )
     if not isinstance(tensor.type_spec, tf.TensorSpec) or tensor.dtype == tf.string or tensor.shape.rank is None:
         raise ModelError(
             f"input '{name}' is {tensor.type_spec}",

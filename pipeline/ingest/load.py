@@ -10,12 +10,13 @@ from edgebuild.pipeline.ingest import float_model, keras_h5, parity, saved_model
 
 READERS: Final = {"SavedModel": saved_model.read, "Keras HDF5": keras_h5.read}
 _NOT_YET: Final = {
-    ".keras": "a Keras 3 archive; save it as .h5, or export a SavedModel with tf_keras",
+    ".keras": "a Keras archive",
+    ".tflite": "a TFLite flatbuffer: a result, not a source",
     ".onnx": "ONNX",
     ".pt2": "a PyTorch export",
     ".pt": "a pickled PyTorch model, which would run code",
     ".pth": "a pickled PyTorch model, which would run code",
-    ".pb": "a frozen graph; give the SavedModel's folder",
+    ".pb": "a graph without its SavedModel folder",
 }
 
 
@@ -28,8 +29,7 @@ def source_format(path: Path) -> str:
     if not path.exists():
         raise ModelError(
             f"there is no model at {path}",
-            cause="the path is wrong, or relative to another folder than the config file's",
-            action="check `model:` in edgebuild.yaml",
+            action="check the path; those in edgebuild.yaml start at its own folder",
         )
     if path.is_dir():
         return _folder_format(path)

@@ -1,0 +1,105 @@
+"""`cache ls`, `cache gc` and `cache verify`."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Any, Final
+
+from edgebuild.pipeline import console
+from edgebuild.pipeline.store import Store, default_root
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from edgebuild.pipeline.cache import Entry
+
+_AGES: Final = ((86400, "d"), (3600, "h"), (60, "min"))
+
+
+def ls(*, as_json: bool) -> int:
+    """List what is there. A store may hold ten thousand entries: they are printed as lines, not as a laid out table."""
+    from edgebuild.pipeline import cache
+
+    store = Store(default_root())
+    found = cache.entries(store)
+    total_bytes = sum(entry.size_bytes for entry in found)
+    if as_json:
+        listing = [_record(entry) for entry in found]
+        console.emit(json.dumps({"root": str(store.root), "size_bytes": total_bytes, "entries": listing}, indent=1))
+        return 0
+    in_use = sum(entry.in_use for entry in found)
+    total = f"{_entries(len(found))}, {_size(total_bytes)}, {in_use} in use, in {store.root}"
+    header = [f"{'key':<12} {'size':>10} {'made':>7} {'used':>7}  what"] if found else []
+    console.emit("\n".join([*header, *_lines(found), total]))
+    return 0
+
+
+def gc(*, max_size: str | None, older_than: str | None, unreferenced: bool, dry_run: bool) -> int:
+    """Remove what is not wanted any more, and say what that was."""
+    from edgebuild.pipeline import cache
+
+    criteria = cache.Criteria(
+        max_size_bytes=None if max_size is None else cache.size(max_size),
+        older_than_s=None if older_than is None else cache.age(older_than),
+        unreferenced=unreferenced,
+    )
+    done = cache.collect(Store(default_root()), criteria, dry_run=dry_run)
+    verb = "would free" if dry_run else "freed"
+    left = f", {_size(done.dead_bytes)} of it left by killed builds" if done.dead_bytes else ""
+    freed = f"{verb} {_size(done.freed_bytes)}: {_entries(len(done.removed))}{left}; {_size(done.kept_bytes)} stay"
+    console.emit("\n".join([*_lines(done.removed), freed]))
+    if criteria.max_size_bytes is not None and done.kept_bytes > criteria.max_size_bytes:
+        console.emit(f"running builds use {_size(done.in_use_bytes)}, so it stays above {max_size}")
+    return 0
+
+
+def verify(*, keep: bool) -> int:
+    """Check every digest, and name what is damaged."""
+    from edgebuild.pipeline import cache
+
+    narrator = console.Narrator()
+    with narrator.running():
+        found = cache.verify(Store(default_root()), keep=keep, on_progress=narrator.on_bytes)
+    for damage in found.damaged:
+        fate = "removed" if damage.removed else "kept"
+        named = f"damaged, {fate}: {damage.entry.key} {damage.entry.description}"
+        console.emit("\n".join([named, *(f"  {fault}" for fault in damage.faults)]))
+    console.emit(
+        f"{_entries(found.entries)}, {len(found.damaged)} damaged; "
+        f"{_size(found.checked_bytes)} in {found.seconds:.1f} s, {found.mb_per_s:,.0f} MB/s"
+    )
+    return found.exit_code
+
+
+def _record(entry: Entry) -> dict[str, Any]:
+    times = {name: _iso(getattr(entry, name)) for name in ("made_at", "used_at")}
+    return asdict(entry) | times
+
+
+def _lines(entries: Iterable[Entry]) -> Iterable[str]:
+    now = time.time()
+    for entry in entries:
+        size, made, used = _size(entry.size_bytes), _age(now - entry.made_at), _age(now - entry.used_at)
+        yield f"{entry.key[:12]} {size:>10} {made:>7} {used:>7}  {entry.description}{' (in use)' * entry.in_use}"
+
+
+def _iso(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, timezone.utc).isoformat(timespec="seconds")
+
+
+def _age(seconds: float) -> str:
+    return next((f"{seconds / unit_s:.0f} {unit}" for unit_s, unit in _AGES if seconds >= unit_s), "now")
+
+
+def _size(size_bytes: int) -> str:
+    size, units = float(size_bytes), ["B", "KiB", "MiB", "GiB", "TiB"]
+    while size >= 1024 and len(units) > 1:
+        size, units = size / 1024, units[1:]
+    return f"{size:,.0f} B" if units[0] == "B" else f"{size:,.1f} {units[0]}"
+
+
+def _entries(count: int) -> str:
+    return "1 entry" if count == 1 else f"{count:,} entries"

@@ -1,0 +1,230 @@
+"""What models give for the same samples: a flatbuffer in a child process, a source model through the engine.
+
+Run as `python -m edgebuild.pipeline.outputs MODEL FOLDER`, this is the child: native code that crashes on a broken
+model takes down nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgebuild.calibration.checks import InputSpec
+from edgebuild.calibration.errors import Failure
+from edgebuild.export.errors import ModelError
+from edgebuild.export.flatbuffer import Flatbuffer, Quantization, Tensor
+from edgebuild.pipeline.errors import CrashError, InternalError
+
+if TYPE_CHECKING:
+    from edgebuild.pipeline.engine import Event
+    from edgebuild.pipeline.store import Store
+    from edgebuild.pipeline.task import Task
+
+Arrays: TypeAlias = dict[str, NDArray[Any]]
+Range: TypeAlias = tuple[float, float]
+
+ROWS: Final = 64
+TIMEOUT_S: Final = 600
+_SEED: Final = 0
+_LARGEST_INTEGER: Final = 127  # Valid in every integer type, and pixels worth the name.
+_TABLES: Final = ("GATHER", "EMBEDDING_LOOKUP")
+
+
+def of_flatbuffer(path: Path, model: Flatbuffer, samples: Sequence[NDArray[Any]]) -> Arrays:
+    """Real outputs `float32 [N, ...]` by name, for real inputs `[N, ...]` in the order of the model's own.
+
+    Raises:
+        ModelError: tflite-runtime does not take the model or the samples.
+        CrashError: it crashed, or did not end.
+    """
+    with tempfile.TemporaryDirectory(prefix="edgebuild-") as folder:
+        place = Path(folder)
+        np.savez(place / "inputs.npz", **{str(i): array for i, array in enumerate(samples)})
+        command = [sys.executable, "-m", "edgebuild.pipeline.outputs", str(path.absolute()), folder]
+        try:
+            ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=TIMEOUT_S)
+        except subprocess.TimeoutExpired as e:
+            raise CrashError(
+                f"{path.name} did not end within {TIMEOUT_S} s", action="give fewer samples with --data"
+            ) from e
+        if ended.returncode:
+            raise _failure(path, place / "failure.json", ended)
+        return _by_position(place / "outputs.npz", tuple(model.outputs))
+
+
+def of_source(
+    source: Path,
+    data: Path | Callable[[Sequence[InputSpec]], Arrays],
+    store: Store,
+    on_event: Callable[[Event], None],
+) -> tuple[Arrays, Arrays]:
+    """A source model's inputs and outputs by its own names: on a data file, or on what `data` makes for its inputs.
+
+    Raises:
+        Failure: the model can't be read, or the data do not fit it.
+    """
+    from edgebuild.pipeline import plan
+    from edgebuild.pipeline.ingest import float_model, load
+
+    load.source_format(source)
+    model = plan.model_task(source)
+    ingested = _run({model.key: model}, model.key, store, on_event)[model.key]
+    with tempfile.TemporaryDirectory(prefix="edgebuild-") as folder:
+        if not isinstance(data, Path):
+            arrays, data = data(float_model.describe(ingested).inputs), Path(folder) / "noise.npz"
+            np.savez(data, **arrays)
+        samples = _samples_task(model.key, data)
+        reference = _reference_task(model.key, samples.key)
+        results = _run({t.key: t for t in (model, samples, reference)}, reference.key, store, on_event)
+        return _load(store.place(samples.key) / "samples.npz"), _load(results[reference.key] / "outputs.npz")
+
+
+def seeded(specs: Sequence[InputSpec], ranges: Sequence[Range | None], vocabulary: int | None) -> Arrays:
+    """The same noise on every call: uniform over a known range, else normal; whole numbers for what looks them up."""
+    random = np.random.default_rng(_SEED)
+    return {spec.name: _noise(random, spec, bounds, vocabulary) for spec, bounds in zip(specs, ranges, strict=True)}
+
+
+def specs(model: Flatbuffer) -> tuple[InputSpec, ...]:
+    """A flatbuffer's inputs as real values: without the batch, quantized ones as float32."""
+    return tuple(
+        InputSpec(
+            name=name,
+            shape=tensor.shape[1:],
+            dtype="float32" if tensor.quantization is not None else tensor.dtype,
+        )
+        for name, tensor in model.inputs.items()
+    )
+
+
+def ranges(model: Flatbuffer) -> tuple[Range | None, ...]:
+    """The real values that each input can hold before it clips, where it is quantized or is quantized at once."""
+    first = {
+        operator.inputs[0]: model.main.tensors[operator.outputs[0]]
+        for operator in model.main.operators
+        if operator.kind == "QUANTIZE"
+    }
+    return tuple(_range(tensor) or _range(first.get(tensor.index)) for tensor in model.inputs.values())
+
+
+def vocabulary(model: Flatbuffer) -> int | None:
+    """The rows of the smallest constant table that the model looks something up in."""
+    tables = [
+        tensor.shape[0]
+        for operator in model.main.operators
+        if operator.kind in _TABLES
+        for tensor in model.operator_tensors(operator)
+        if tensor.is_constant and len(tensor.shape) > 1
+    ]
+    return min(tables, default=None)
+
+
+def main(model: str, folder: str) -> int:
+    """Run a flatbuffer over `inputs.npz` and leave `outputs.npz`, or `failure.json` and a status other than 0."""
+    from edgebuild.export.interpreter import Interpreter
+
+    place = Path(folder)
+    try:
+        interpreter = Interpreter(Path(model).read_bytes())
+        samples = _by_position(place / "inputs.npz", tuple(interpreter.flatbuffer.inputs))
+        found = interpreter.predict(samples)
+    except Failure as e:
+        (place / "failure.json").write_text(json.dumps({"what": e.what, "cause": e.cause, "action": e.action}))
+        return 1
+    np.savez(place / "outputs.npz", **{str(i): array for i, array in enumerate(found.values())})
+    return 0
+
+
+def _failure(path: Path, told: Path, ended: subprocess.CompletedProcess[str]) -> Failure:
+    if told.exists():
+        parts = json.loads(told.read_bytes())
+        return ModelError(f"{path.name}: {parts['what']}", cause=parts["cause"], action=parts["action"])
+    last = next((line for line in reversed(ended.stderr.splitlines()) if line.strip()), "it gave no reason")
+    if ended.returncode < 0:
+        how = signal.Signals(-ended.returncode).name
+        return CrashError(f"{path.name}: tflite-runtime was ended by {how}", cause=last, action="convert it again")
+    return InternalError(f"{path.name} could not be run", cause=last, action="report it with the model")
+
+
+def _by_position(path: Path, names: Sequence[str]) -> Arrays:
+    """Arrays that were written by position: numpy.savez can't hold every name a model may use."""
+    with np.load(path, allow_pickle=False) as archive:
+        return {name: archive[str(i)] for i, name in enumerate(names)}
+
+
+def _load(path: Path) -> Arrays:
+    from edgebuild.pipeline.stages import load_arrays
+
+    return load_arrays(path)
+
+
+def _run(tasks: Mapping[str, Task], goal: str, store: Store, on_event: Callable[[Event], None]) -> Mapping[str, Path]:
+    from edgebuild.pipeline.engine import execute
+
+    outcome = execute(tasks, [goal], store, jobs=2, on_event=on_event)
+    if goal in outcome.failures:
+        raise outcome.failures[goal]
+    return outcome.results
+
+
+def _samples_task(model: str, data: Path) -> Task:
+    from edgebuild.pipeline import stages
+    from edgebuild.pipeline.store import digest_tree
+    from edgebuild.pipeline.task import Source, Task, key
+
+    task = Task(
+        stage="samples",
+        parameters=stages.SamplesParameters(function="", count=None, labels=False),
+        inputs={"model": model},
+        sources={"data": Source(path=data.absolute(), digest=digest_tree(data))},
+        title=f"load {data.name}",
+    )
+    return replace(task, key=key(stages.STAGES["samples"], task))
+
+
+def _reference_task(model: str, samples: str) -> Task:
+    from edgebuild.pipeline import stages
+    from edgebuild.pipeline.task import Task, key
+
+    task = Task(
+        stage="reference",
+        parameters=stages.Nothing(),
+        inputs={"model": model, "samples": samples},
+        title="run the source model",
+    )
+    return replace(task, key=key(stages.STAGES["reference"], task))
+
+
+def _noise(random: np.random.Generator, spec: InputSpec, bounds: Range | None, vocabulary: int | None) -> NDArray[Any]:
+    shape = (ROWS, *spec.shape)
+    if vocabulary is None and spec.dtype.startswith("float"):
+        values = random.standard_normal(shape) if bounds is None else random.uniform(*bounds, shape)
+        return values.astype(spec.dtype)
+    highest = 1 if spec.dtype == "bool" else min((vocabulary or _LARGEST_INTEGER + 1) - 1, _LARGEST_INTEGER)
+    return random.integers(0, highest, shape, endpoint=True).astype(spec.dtype)
+
+
+def _range(tensor: Tensor | None) -> Range | None:
+    if tensor is None or tensor.quantization is None or np.dtype(tensor.dtype).kind not in "iu":
+        return None
+    limits = np.iinfo(tensor.dtype)
+    low, high = (_real(q, tensor.quantization) for q in (limits.min, limits.max))
+    return low, high
+
+
+def _real(value: int, quantization: Quantization) -> float:
+    return (value - quantization.zero_point[0]) * quantization.scale[0]
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
