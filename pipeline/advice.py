@@ -34,6 +34,7 @@ class Facts:
     """What rules look at: a target's report, its artifact taken apart, and the build's other targets."""
 
     name: str
+    artifact: str
     report: TargetReport
     others: Mapping[str, TargetReport]
     operators: tuple[OperatorCost, ...]
@@ -89,6 +90,7 @@ def explain(name: str, out: Path) -> Explanation | FailureReport:
     report, model = build.target(name), build.artifact(name)
     facts = Facts(
         name=name,
+        artifact=str(build.folder / report.artifact),
         report=report,
         others={other: found for other, found in build.report.targets.items() if other != name},
         operators=costs.of_operators(model),

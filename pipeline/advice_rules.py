@@ -37,6 +37,11 @@ class Rule:
     why: str
 
 
+def _loses(f: Facts) -> bool:
+    """Whether the artifact is worse than the float model, and a gate feels it."""
+    return (f.report.metric.drop or 0) > 0 and f.is_pressed(*_ACCURACY)
+
+
 def _first_unmapped(f: Facts) -> Unmapped | None:
     """The first operator that is refused for itself, not for what stands before it."""
     lost = f.report.placement.unmapped
@@ -99,21 +104,28 @@ RULES: Final[tuple[Rule, ...]] = (
     ),
     Rule(
         name="the number format loses it",
-        finds=lambda f: f.is_pressed(*_ACCURACY) and _float_sibling(f),
+        finds=lambda f: _loses(f) and _float_sibling(f),
         do="look at the calibration data first: do they cover what the evaluation data hold?",
         why="{it[0]} of this build is {it[1].precision} and differs from the float model by a relative RMSE of "
         "{it[1].agreement.relative_rmse:.2g} only, {f.name} by {f.report.agreement.relative_rmse:.2g}: quantizing "
         "loses it, not converting",
     ),
     Rule(
+        name="the float model is no better",
+        finds=lambda f: f.report.metric.drop is not None and not _loses(f) and f.is_pressed("min_metric"),
+        do="train the model further, or lower gates.min_metric: no other format will help",
+        why="the artifact's {f.report.metric.name} is {f.report.metric.target:.4g}, the float model's "
+        "{f.report.metric.float:.4g}",
+    ),
+    Rule(
         name="wider activations",
-        finds=lambda f: f.report.precision == "int8" and f.can_be("int16x8") and f.is_pressed(*_ACCURACY),
+        finds=lambda f: f.report.precision == "int8" and f.can_be("int16x8") and _loses(f),
         do="try targets.{f.name}.precision: int16x8",
         why="16-bit activations lose less, and weights stay 8-bit; it is slower, and not for every operator",
     ),
     Rule(
         name="float weights",
-        finds=lambda f: f.report.precision in _QUANTIZED and f.can_be("float16") and f.is_pressed(*_ACCURACY),
+        finds=lambda f: f.report.precision in _QUANTIZED and f.can_be("float16") and _loses(f),
         do="try targets.{f.name}.precision: float16",
         why="it rounds weights alone, at half of float32's size",
     ),
@@ -164,7 +176,7 @@ RULES: Final[tuple[Rule, ...]] = (
     Rule(
         name="doubtful latency",
         finds=_doubts,
-        do="measure again while the device is idle: edgebuild profile {f.report.artifact} --processes 12",
+        do="measure again while the device is idle: edgebuild profile {f.artifact} --processes 12",
         why="{it}",
     ),
     Rule(
@@ -188,7 +200,7 @@ RULES: Final[tuple[Rule, ...]] = (
     Rule(
         name="only predicted",
         finds=lambda f: f.name == "edgetpu" and f.report.placement.evidence == "predicted",
-        do="run edgetpu_compiler on {f.report.artifact} before you rely on the placement",
+        do="run edgetpu_compiler on {f.artifact} before you rely on the placement",
         why="it follows documented rules, and the compiler refuses some operators that no document names",
     ),
     Rule(

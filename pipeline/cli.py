@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
+
+    from click.shell_completion import CompletionItem
 
     from edgebuild.calibration.errors import Failure
 
@@ -24,14 +26,60 @@ class _DefaultToBuild(click.Group):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         own = {"--help", "-h", "--version", "--debug"}
         rest = [arg for arg in args if arg != "--debug"]
-        if not rest or (rest[0].startswith("-") and rest[0] not in own):
+        completes_command = ctx.resilient_parsing and not rest  # A shell asks what could come next.
+        if not completes_command and (not rest or (rest[0].startswith("-") and rest[0] not in own)):
             first = 1 if args[:1] == ["--debug"] else 0
             args = [*args[:first], DEFAULT, *args[first:]]
         return super().parse_args(ctx, args)
 
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Offer the options of `build` beside the group's own."""
+        found = super().shell_complete(ctx, incomplete)
+        default = self.get_command(ctx, DEFAULT)
+        if incomplete.startswith("-") and default is not None:
+            known = {item.value for item in found}
+            found += [item for item in default.shell_complete(ctx, incomplete) if item.value not in known]
+        return found
+
+
+def _print_versions(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:  # noqa: FBT001 - click's signature
+    if wanted and not ctx.resilient_parsing:
+        from edgebuild.pipeline.commands import completion
+
+        click.echo(completion.versions())
+        ctx.exit()
+
+
+def _target_names(_: click.Context, __: click.Parameter, incomplete: str) -> list[str]:
+    """The targets that a shell may offer."""
+    from edgebuild.targets.registry import TARGETS
+
+    return [name for name in TARGETS if name.startswith(incomplete)]
+
+
+_EXPORTS: Final = (
+    click.option("--junit", type=click.Path(path_type=Path, dir_okay=False), help="Write JUnit XML: a case a gate."),
+    click.option("--sarif", type=click.Path(path_type=Path, dir_okay=False), help="Write SARIF: placement and gates."),
+    click.option("--markdown", type=click.Path(path_type=Path, dir_okay=False), help="Write a job's summary."),
+)
+
+
+def _export_options(command: Callable[..., int]) -> Callable[..., int]:
+    """Add `--junit`, `--sarif` and `--markdown`."""
+    for option in reversed(_EXPORTS):
+        command = option(command)
+    return command
+
 
 @click.group(cls=_DefaultToBuild, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.version_option(package_name="edgebuild")
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_print_versions,
+    help="Show edgebuild's and its tools' versions.",
+)
 @click.option("--debug", is_flag=True, help="Show tracebacks and what the libraries print.")
 @click.pass_context
 def cli(ctx: click.Context, *, debug: bool) -> None:
@@ -44,7 +92,13 @@ def cli(ctx: click.Context, *, debug: bool) -> None:
 
 @cli.command()
 @click.option(
-    "-t", "--target", "targets", multiple=True, metavar="NAME", help="Build this target; repeatable. [default: all]"
+    "-t",
+    "--target",
+    "targets",
+    multiple=True,
+    metavar="NAME",
+    help="Build this target; repeatable. [default: all]",
+    shell_complete=_target_names,
 )
 @click.option(
     "-c", "--config", "config_path", type=click.Path(path_type=Path), default="edgebuild.yaml", show_default=True
@@ -64,6 +118,7 @@ def cli(ctx: click.Context, *, debug: bool) -> None:
 @click.option("--seed", type=click.IntRange(min=0), help="Override the configuration's seed.")
 @click.option("--json", "as_json", is_flag=True, help="The report on stdout, all else on stderr.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress; failures only.")
+@_export_options
 @click.pass_obj
 def build(debug: bool, /, **options: Any) -> int:  # noqa: FBT001 - click passes its object by position
     """Build verified artifacts from edgebuild.yaml."""
@@ -85,6 +140,20 @@ def init(model: Path, **options: Any) -> int:
     from edgebuild.pipeline.commands import models
 
     return models.init(model, **options)
+
+
+@cli.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("-j", "--jobs", type=click.IntRange(min=1), help="Tasks side by side. [default: cores]")
+@click.option("--scheduler", metavar="ADDRESS", help="Run the stages on a Dask scheduler: tcp://host:8786.")
+@click.option("--json", "as_json", is_flag=True, help="Every report on stdout, all else on stderr.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress; failures only.")
+@click.pass_obj
+def matrix(debug: bool, /, file: Path, **options: Any) -> int:  # noqa: FBT001
+    """Build the projects that FILE lists: what they share once, the rest side by side."""
+    from edgebuild.pipeline.commands import matrix
+
+    return matrix.matrix(file, debug=debug, **options)
 
 
 @cli.command()
@@ -126,7 +195,13 @@ def profile(model: Path, **options: Any) -> int:
 @cli.command()
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option(
-    "-t", "--target", "targets", multiple=True, metavar="NAME", help="On this target; repeatable. [default: all]"
+    "-t",
+    "--target",
+    "targets",
+    multiple=True,
+    metavar="NAME",
+    help="On this target; repeatable. [default: all]",
+    shell_complete=_target_names,
 )
 @click.option("--min-mapped", type=click.FloatRange(0, 1), help="Fail where a smaller share of operators is mapped.")
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
@@ -157,7 +232,7 @@ def verify(debug: bool, /, folder: Path, **options: Any) -> int:  # noqa: FBT001
 
 
 @cli.command()
-@click.argument("target")
+@click.argument("target", shell_complete=_target_names)
 @click.option(
     "-o", "--out", type=click.Path(path_type=Path), default="build", show_default=True, help="A finished build."
 )
@@ -191,6 +266,25 @@ def compare(a: Path, b: Path, **options: Any) -> int:
     from edgebuild.pipeline.commands import compare as comparing
 
     return comparing.compare(a, b, **options)
+
+
+@cli.command()
+@click.argument("folder", type=click.Path(path_type=Path), default="build")
+@_export_options
+def report(folder: Path, **files: Path | None) -> int:
+    """Write the report of the finished build in FOLDER for other tools, or show its table; nothing is built."""
+    from edgebuild.pipeline.commands import report as reporting
+
+    return reporting.report(folder, **files)
+
+
+@cli.command("completion")
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def print_completion(shell: str) -> int:
+    """Print the completion script for a shell: eval "$(edgebuild completion bash)" in ~/.bashrc."""
+    from edgebuild.pipeline.commands import completion
+
+    return completion.completion(shell, cli)
 
 
 @cli.group(invoke_without_command=True)

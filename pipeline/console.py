@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING, Final, TextIO
 
@@ -122,22 +122,39 @@ def show_failure(failure: Failure | FailureReport, console: Console, label: str 
 
 def show_report(report: Report, narrator: Narrator, *, on_stdout: bool) -> None:
     """Print a build's table; gates that did not pass and failures on stderr, even when quiet."""
-    if report.targets and not narrator.console.quiet:
+    _show_targets(report.targets, report.failures, narrator, on_stdout=on_stdout)
+
+
+def show_matrix(reports: Mapping[str, Report], narrator: Narrator, *, on_stdout: bool) -> None:
+    """Print one table over several builds by name, and likewise what did not pass."""
+    targets = {f"{name}/{target}": found for name, report in reports.items() for target, found in report.targets.items()}
+    failures = {f"{name}/{target}": f for name, report in reports.items() for target, f in report.failures.items()}
+    _show_targets(targets, failures, narrator, on_stdout=on_stdout)
+
+
+def _show_targets(
+    targets: Mapping[str, TargetReport],
+    failures: Mapping[str, FailureReport],
+    narrator: Narrator,
+    *,
+    on_stdout: bool,
+) -> None:
+    if targets and not narrator.console.quiet:
         out = stdout() if on_stdout else narrator.console
-        wide = _targets_table(report, _COLUMNS)
+        wide = _targets_table(targets, _COLUMNS)
         fits = Measurement.get(out, out.options.update(max_width=_PIPE_WIDTH), wide).maximum <= out.width
-        out.print(wide if fits else _targets_table(report, _NARROW), crop=False)
+        out.print(wide if fits else _targets_table(targets, _NARROW), crop=False)
         out.print(f"[dim]{_LEGEND}[/]")
-    for name, target in report.targets.items():
+    for name, target in targets.items():
         for gate in target.gates:
             if gate.verdict != "pass":
                 line = f"[{_VERDICT_STYLES[gate.verdict]}]{name}: {escape(gate_line(gate))}[/]"
                 narrator.errors.print(line, soft_wrap=True)
-    notes = {note for target in report.targets.values() for note in (*target.notes, *_latency_notes(target))}
+    notes = {note for target in targets.values() for note in (*target.notes, *_latency_notes(target))}
     for note in sorted(notes):
         narrator.console.print(f"[yellow]note:[/] {escape(note)}", soft_wrap=True)
     by_failure: dict[FailureReport, list[str]] = {}
-    for name, failure in report.failures.items():
+    for name, failure in failures.items():
         by_failure.setdefault(failure, []).append(name)
     for failure, names in by_failure.items():
         show_failure(failure, narrator.errors, f"{', '.join(names)} failed")
@@ -263,12 +280,13 @@ def show_findings(findings: Iterable[Finding]) -> None:
             out.print(f"         fix: {escape(finding.fix)}", soft_wrap=True)
 
 
-def _targets_table(report: Report, columns: Sequence[str]) -> Table:
-    metric = next(iter(report.targets.values())).metric.name
+def _targets_table(targets: Mapping[str, TargetReport], columns: Sequence[str]) -> Table:
+    metrics = {target.metric.name for target in targets.values()}
+    metric = metrics.pop() if len(metrics) == 1 else "metric"
     made = table("", (metric.join(name.split("METRIC")) for name in columns), ())
     for column in made.columns:
         column.no_wrap = True
-    for name, target in report.targets.items():
+    for name, target in targets.items():
         cells = dict(zip(_COLUMNS, _cells(name, target), strict=True))
         made.add_row(*(escape(cells[column]) for column in columns))
     return made

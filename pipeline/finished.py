@@ -13,6 +13,7 @@ from edgebuild.pipeline import report as reports
 from edgebuild.pipeline.errors import ConfigError
 from edgebuild.pipeline.report import Report, TargetReport
 from edgebuild.pipeline.store import digest_file
+from edgebuild.targets import registry
 
 _REPORT: Final = "report.json"
 _MANIFEST: Final = "manifest.json"
@@ -31,7 +32,9 @@ class Finished:
 
         Raises:
             ConfigError: it did not build it.
+            UnknownTargetError: there is no such target at all.
         """
+        registry.target(name)
         if name not in self.report.targets:
             raise ConfigError(
                 f"{self.folder} holds no target '{name}'",

@@ -3,8 +3,9 @@
 ref: https://github.com/in-toto/attestation/tree/main/spec/v1, https://slsa.dev/spec/v1.0/provenance
 
 It holds no time: the same build gives the same bytes, and whoever signs it says when. Beside `sha256` of single files
-there are two digests of our own, both a lowercase hex sha256: `edgebuildTree` over the JSON list of `[path, sha256]` of
-a folder's files in order, and `edgebuildInstalled` over the lines of a distribution's RECORD that name its code.
+there are three digests of our own, each a sha256 in lowercase hex: `edgebuildTree` over the JSON list of `[path,
+sha256]` of a folder's files in order, `edgebuildInstalled` over the lines of a distribution's RECORD that name its
+code, and `edgebuildStages` over edgebuild's own sources that stages run.
 """
 
 from __future__ import annotations
@@ -79,10 +80,14 @@ def _role(task: Task, role: str) -> str:
 
 
 def _tools(manifest: Manifest) -> Iterator[dict[str, Any]]:
+    code = next((stage.code for stage in manifest.stages.values()), "")
     for name, version in used_tools(manifest).items():
-        found = {"name": name, "uri": purl(name, version), "annotations": {"role": "tool"}}
         installed = installed_digest(name)
-        yield found | ({"digest": {"edgebuildInstalled": installed}} if installed else {})
+        digest = {"edgebuildInstalled": installed} if installed else {}
+        if name == "edgebuild":
+            digest["edgebuildStages"] = code
+        found = {"name": name, "uri": purl(name, version), "annotations": {"role": "tool"}}
+        yield found | ({"digest": digest} if digest else {})
 
 
 def installed_digest(name: str) -> str | None:

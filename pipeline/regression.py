@@ -66,7 +66,8 @@ def parse(text: str) -> Tolerance:
     Raises:
         ConfigError: it says something else.
     """
-    kind, *names, amount = text.split(":")
+    kind, _, rest = text.partition(":")
+    *names, amount = rest.split(":")
     if kind != "regress" or len(names) > 1:
         raise ConfigError(f"--fail-on {text} is no tolerance", action="write regress:5% or regress:size:5%")
     figure = _gated(names[0], text) if names else None

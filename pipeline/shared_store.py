@@ -16,8 +16,6 @@ import hashlib
 import json
 import os
 import re
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -49,6 +47,10 @@ def default_store() -> Store:
     return SharedStore(root=default_root(), url=named)
 
 
+class _DamagedError(Exception):
+    """Ends the writing of an entry that is not what it says."""
+
+
 @dataclass(frozen=True, slots=True)
 class SharedStore(Store):
     """A store at `url`, with its mirror in `root`. What is found in it is in both."""
@@ -63,7 +65,7 @@ class SharedStore(Store):
         Raises:
             StoreError: the shared store or the mirror can't be used.
         """
-        mirrored = Store.faults(self, key)
+        mirrored = self._mirror.faults(key)
         listing = self._listing(key)
         if listing is None:
             if mirrored == ():
@@ -84,9 +86,13 @@ class SharedStore(Store):
         Raises:
             StoreError: the mirror can't be written, or the shared store.
         """
-        with Store.writing(self, key, description) as folder:
+        with self._mirror.writing(key, description) as folder:
             yield folder
         self._push(key)
+
+    @property
+    def _mirror(self) -> Store:
+        return Store(self.root, self.scratch)
 
     def _listing(self, key: str) -> bytes | None:
         with _talking_to(self.url):
@@ -107,15 +113,11 @@ class SharedStore(Store):
 
     def _pull(self, key: str, files: Mapping[str, str], description: str) -> tuple[str, ...]:
         """Bring an entry into the mirror if all of it is what its listing says."""
-        folder = Path(tempfile.mkdtemp(prefix=f"{key[:8]}-", dir=self._scratch()))
-        try:
+        with suppress(_DamagedError), self._mirror.writing(key, description) as folder:
             faults = tuple(fault for name, digest in files.items() if (fault := self._fetch(folder / name, digest)))
             if faults:
-                return self._retracted(key, faults)
-            self._seal(folder, key, description)
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-        return Store.faults(self, key) or ()
+                raise _DamagedError
+        return self._retracted(key, faults) if faults else ()
 
     def _fetch(self, path: Path, digest: str) -> str:
         """Download one file; what is wrong with it, if anything."""

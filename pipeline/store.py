@@ -254,8 +254,7 @@ def _lease(folder: Path, keys: Iterable[str]) -> Iterator[str]:
         yield path.name
     finally:
         path.unlink(missing_ok=True)
-        with suppress(OSError):  # What a full disk refused once, closing tries to write again.
-            lease.close()
+        lease.close()
 
 
 def _mark_used(store: Store, keys: Iterable[str]) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import Build, Ended, edgebuild
 
 from edgebuild.pipeline import cache
 from edgebuild.pipeline.cache import Criteria, Entry
+from edgebuild.pipeline.console import Narrator
 from edgebuild.pipeline.errors import ConfigError, StoreError, exit_code
 from edgebuild.pipeline.store import ENTRY, Store, session
 
@@ -361,3 +363,15 @@ def test_a_build_refers_to_what_it_used(digits: Build, cache: Path) -> None:
     stages = json.loads((digits.out / "manifest.json").read_text())["stages"]
     assert stages
     assert set(stages) <= referenced_keys(Store(cache))
+
+
+def test_long_reading_tells_how_far_it_is_ever_more_rarely(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = iter([0.0, *(second + 0.5 for second in range(1, 20))])
+    monkeypatch.setattr("edgebuild.pipeline.console.time", SimpleNamespace(monotonic=lambda: next(clock)))
+    narrator = Narrator()
+    for second in range(1, 20):
+        narrator.on_bytes(second * 10**6, 20 * 10**6)
+    told = [line.split()[1] for line in capsys.readouterr().err.splitlines()]
+    assert told == ["2", "4", "8", "16"]

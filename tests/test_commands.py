@@ -13,6 +13,7 @@ import yaml
 from conftest import Build, Ended, listing
 
 from edgebuild.pipeline import demo
+from edgebuild.pipeline.errors import ConfigError
 
 Run = Callable[..., Ended]
 
@@ -36,9 +37,17 @@ def test_the_demo_runs_nothing_the_second_time(digits: Build, run: Run) -> None:
 
 
 def test_the_demo_keeps_what_the_user_edited(tmp_path: Path) -> None:
+    demo.lay_out(tmp_path)
     (tmp_path / "edgebuild.yaml").write_text("mine")
     demo.lay_out(tmp_path)
     assert (tmp_path / "edgebuild.yaml").read_text() == "mine"
+
+
+def test_the_demo_leaves_another_project_alone(tmp_path: Path) -> None:
+    (tmp_path / "edgebuild.yaml").write_text("another project's")
+    with pytest.raises(ConfigError, match="another project"):
+        demo.lay_out(tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == ["edgebuild.yaml"]
 
 
 def test_the_demos_files_stay_small() -> None:
@@ -48,8 +57,9 @@ def test_the_demos_files_stay_small() -> None:
 
 def test_a_build_is_plain_lines_where_there_is_no_terminal(digits: Build) -> None:
     assert "\x1b" not in digits.ended.stderr
-    assert "  + ingest digits.h5" in digits.ended.stderr
-    assert digits.ended.stdout == ""
+    assert "\n  + measure cpu latency in 6 processes\n" in digits.ended.stderr
+    assert digits.ended.stdout.startswith("target ")
+    assert "target " not in digits.ended.stderr
 
 
 def test_colours_are_honoured_and_refused(digits: Build, run: Run) -> None:
@@ -155,7 +165,7 @@ def test_the_demos_configuration_follows_the_published_schema(tmp_path: Path, ru
 def test_until_stops_after_a_stage_and_publishes_nothing(tmp_path: Path, run: Run) -> None:
     demo.lay_out(tmp_path)
     ended = run("--until", "samples", cwd=tmp_path, EDGEBUILD_CACHE=str(tmp_path / "cache"))
-    assert ended.code == 0
+    assert ended.code == 0, ended.stderr
     assert "load evaluation data" in ended.stderr
     assert "convert" not in ended.stderr
     assert not (tmp_path / "build").exists()

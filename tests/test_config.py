@@ -398,8 +398,8 @@ valid = st.fixed_dictionaries(
                 sources | st.fixed_dictionaries({"source": sources}, optional={"samples": st.integers(1, 10**6)}),
             )
         ),
-        "metric": st.sampled_from([*config.METRICS, "a.b:c", {"name": "auc"}])
-        | st.fixed_dictionaries({"name": st.just("a:b")}, optional={"higher_is_better": st.booleans()}),
+        "metric": st.sampled_from([*config.METRICS, {"name": "auc"}, {"name": "mse", "output": "y"}])
+        | st.fixed_dictionaries({"name": st.just("a:b"), "higher_is_better": st.booleans()}),
         "gates": optional(max_metric_drop=positive, min_metric=st.floats(-1e6, 1e6), max_size_kib=positive),
         "devices": st.dictionaries(names, st.fixed_dictionaries({}, optional={"host": names})),
         "seed": st.integers(0, 2**32 - 1),

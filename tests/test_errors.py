@@ -148,7 +148,7 @@ def test_the_metric_of_several_outputs_is_taken_by_name(run: Run, tmp_path: Path
     np.savez(tmp_path / "data.npz", x=x, labels=model(x)[0].numpy().argmax(1))
     config = {"model": "two.h5", "data": {"evaluation": "data.npz"}, "targets": {"cpu": {"precision": "float32"}}}
     (tmp_path / "edgebuild.yaml").write_text(yaml.safe_dump(config))
-    expect(run(cwd=tmp_path), 2, "the metric names no output", "scores, aux")
+    expect(run(cwd=tmp_path), 2, "the metric does not say of which output", "scores, aux")
     ended = run("--json", "--set", "metric={name: top1, output: scores}", cwd=tmp_path)
     expect(ended, 0)
     metric = ended.report["targets"]["cpu"]["metric"]

@@ -283,7 +283,7 @@ def test_writing_to_an_unusable_root_says_so(blocked: Store) -> None:
         pytest.fail("the block must not run")
     assert str(blocked.root) in caught.value.what
     assert CACHE_VARIABLE in caught.value.action
-    assert exit_code(caught.value) == 1
+    assert exit_code(caught.value) == 2
 
 
 def test_finding_in_an_unusable_root_says_so(blocked: Store) -> None:

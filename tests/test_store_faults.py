@@ -405,6 +405,37 @@ def test_a_collection_spares_the_living_and_buries_the_dead(store: Store) -> Non
     assert not left_behind(store)
 
 
+def waits_for_a_lock(process: ForkServerProcess) -> bool:
+    """Whether the kernel lists it as a waiter (`ref:` proc_locks(5))."""
+    return any(
+        fields[1] == "->" and int(fields[5]) == process.pid
+        for fields in map(str.split, Path("/proc/locks").read_text().splitlines())
+    )
+
+
+def test_no_build_starts_between_the_look_at_leases_and_the_last_removal(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(store)
+    ready, done = FORKS.Event(), FORKS.Event()
+    builds: list[ForkServerProcess] = []
+    bury = Store.bury
+
+    def start_a_build_first(self: Store, key: str, grave: Path) -> None:
+        builds.append(start(hold_lease, store.root, (KEY,), ready, done))
+        wait_until(lambda: waits_for_a_lock(builds[0]) or ready.is_set())
+        assert not ready.is_set(), "it holds a lease on what is being removed"
+        bury(self, key, grave)
+
+    monkeypatch.setattr(Store, "bury", start_a_build_first)
+    try:
+        assert cache.collect(store, COLLECT_ALL).removed
+        assert ready.wait(DEADLINE_S)
+    finally:
+        done.set()
+    assert ended(builds[0]) == 0
+
+
 def build_again_and_again(root: Path, ready: Event, seed: int) -> None:
     """Builds that each want some of the keys, and find all of them whole until they end."""
     chance = random.Random(seed)  # noqa: S311

@@ -255,7 +255,7 @@ def test_a_newer_stage_makes_itself_and_what_follows_stale(folder: Path, monkeyp
 
 def test_code_of_the_users_counts_by_content_and_nothing_imports_it(folder: Path) -> None:
     (folder / "mine.py").write_text("raise SystemExit('imported')\n")
-    write(folder, metric="mine:judge")
+    write(folder, metric={"name": "mine:judge", "higher_is_better": True})
     assert changed(folder, a_byte_of("mine.py")) == {"verify", "package"}
 
 
@@ -269,14 +269,14 @@ def test_a_package_of_the_users_counts_by_its_python_files(folder: Path) -> None
 
 
 def test_code_that_is_nowhere_is_refused(folder: Path) -> None:
-    write(folder, metric="no_such_module:f")
+    write(folder, metric={"name": "no_such_module:f", "higher_is_better": True})
     with pytest.raises(ConfigError, match="there is no module 'no_such_module' for no_such_module:f"):
         planned(folder)
 
 
 def test_a_module_without_a_file_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "typed_in", ModuleType("typed_in"))  # As __main__ of a script: it has no spec.
-    write(folder, metric="typed_in:f")
+    write(folder, metric={"name": "typed_in:f", "higher_is_better": True})
     with pytest.raises(ConfigError, match="there is no module 'typed_in' for typed_in:f"):
         planned(folder)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,13 +33,18 @@ def build(
     as_json: bool,
     quiet: bool,
     debug: bool,
+    **files: Path | None,
 ) -> int:
     """Build, or show the plan."""
     from edgebuild.pipeline import build as building
     from edgebuild.pipeline import cluster
 
-    if as_json and (dry_run or until):
-        raise ConfigError("--json prints a build's report, and this builds none", action="leave --json out")
+    given = [f"--{name}" for name, value in {"json": as_json, **files}.items() if value]
+    if given and (dry_run or until):
+        options = ", ".join(given)
+        raise ConfigError(
+            f"{options}: a build's report is asked for, and this builds none", action=f"leave {options} out"
+        )
     project = configuration.load(config_path, overrides if seed is None else (*overrides, f"seed={seed}"))
     narrator = Narrator(quiet=quiet, debug=debug)
     against = out if explain else None
@@ -52,16 +58,26 @@ def build(
                 if explain:
                     console.show_whys(ended.whys, narrator.errors)
                 return _partial(ended.outcome, narrator)
-            options = {"targets": targets, "store": store, "jobs": jobs, "runner": runner, "explain": explain}
-            return _built(project, out, narrator, as_json=as_json, **options)
+            chosen = {"targets": targets, "store": store, "jobs": jobs, "runner": runner, "explain": explain}
+            return _built(project, out, narrator, as_json=as_json, files=files, **chosen)
 
 
-def _built(project: Project, out: Path, narrator: Narrator, *, as_json: bool = False, **options: Any) -> int:
+def _built(
+    project: Project,
+    out: Path,
+    narrator: Narrator,
+    *,
+    as_json: bool = False,
+    files: Mapping[str, Path | None] | None = None,
+    **options: Any,
+) -> int:
     from edgebuild.pipeline import build as building
+    from edgebuild.pipeline import exports
     from edgebuild.pipeline import report as reports
 
     with narrator.running():
         result = building.build(project, out, on_event=narrator.on_event, on_latency=narrator.on_latency, **options)
+    exports.write(result.report, out, files or {})
     console.show_report(result.report, narrator, on_stdout=not as_json)
     if options.get("explain"):
         console.show_whys(result.whys, narrator.errors)

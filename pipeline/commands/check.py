@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 
-import click
 from rich.markup import escape
 
 from edgebuild.pipeline import console
@@ -20,7 +19,7 @@ def check(model: Path, *, targets: tuple[str, ...], min_mapped: float | None, as
 
     found = checking.check(model, targets, min_mapped=min_mapped)
     if as_json:
-        click.echo(json.dumps(asdict(found) | {"exit_code": found.exit_code}, indent=1))
+        console.emit(json.dumps(asdict(found) | {"exit_code": found.exit_code}, indent=1))
     else:
         _show(found)
     return found.exit_code

@@ -8,7 +8,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Final
 
-import click
 from rich.console import Console
 from rich.markup import escape
 
@@ -29,7 +28,7 @@ def compare(a: Path, b: Path, *, data: Path | None, fail_on: tuple[str, ...], as
     with console.quiet_unless_terminal().running() as narrator:
         found = comparing.compare(a, b, data=data, fail_on=fail_on, on_event=narrator.on_event)
     if as_json:
-        click.echo(json.dumps(_plain(found), indent=1))
+        console.emit(json.dumps(_plain(found), indent=1))
     else:
         _show(found, console.stdout(), show_all=show_all)
     return found.exit_code

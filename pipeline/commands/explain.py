@@ -8,7 +8,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Final
 
-import click
 from rich.console import Console
 from rich.markup import escape
 
@@ -26,7 +25,7 @@ def explain(target: str, *, out: Path, as_json: bool) -> int:
 
     found = advice.explain(target, out)
     if as_json:
-        click.echo(json.dumps(asdict(found), indent=1))
+        console.emit(json.dumps(asdict(found), indent=1))
     elif isinstance(found, FailureReport):
         console.show_failure(found, console.stdout(), f"{target} failed")
     else:
