@@ -34,7 +34,7 @@ from edgebuild.pipeline.explain import Why
 from edgebuild.pipeline.plan import Plan
 from edgebuild.pipeline.report import NoLatency, Report
 from edgebuild.pipeline.shared_store import default_store
-from edgebuild.pipeline.store import Store, digest_file
+from edgebuild.pipeline.store import Store, digest_file, session
 from edgebuild.pipeline.task import Task
 from edgebuild.pipeline.workers import Limits
 from edgebuild.targets.registry import TARGETS
@@ -81,17 +81,18 @@ def build(
     plan = planning.make(project, targets)
     store = store or default_store()
     heard = _Heard(on_event)
-    outcome = execute(
-        plan.tasks,
-        plan.goals,
-        store,
-        jobs=jobs or os.cpu_count() or 1,
-        on_event=heard.event,
-        limits=limits(project),
-        runner=runner,
-    )
-    whys = _whys(out, plan.tasks, store, heard.ran, heard.damaged) if explain else ()
-    return replace(finish(project, out, plan, outcome, on_latency), whys=whys)
+    with session(store, plan.tasks):  # Until the artifacts are published, nobody collects them.
+        outcome = execute(
+            plan.tasks,
+            plan.goals,
+            store,
+            jobs=jobs or os.cpu_count() or 1,
+            on_event=heard.event,
+            limits=limits(project),
+            runner=runner,
+        )
+        whys = _whys(out, plan.tasks, store, heard.ran, heard.damaged) if explain else ()
+        return replace(finish(project, out, plan, outcome, on_latency), whys=whys)
 
 
 def finish(
