@@ -7,6 +7,7 @@ what it had finished. `cluster_worker.py` is the other side.
 
 from __future__ import annotations
 
+import asyncio
 import queue
 import time
 import uuid
@@ -67,17 +68,28 @@ def _connect(address: str) -> Client:
     except ImportError as e:
         raise ToolMissingError("--scheduler needs Dask, which is not installed", cause=str(e), action=INSTALL) from e
     try:
+        asyncio.run(_knock(address))
         return Client(address, timeout=CONNECT_S, set_as_default=False)
     except ValueError as e:
         raise ConfigError(
             f"--scheduler {address} is no address", cause=str(e), action="write it like tcp://host:8786"
         ) from e
-    except (OSError, TimeoutError) as e:
+    except (OSError, TimeoutError, asyncio.TimeoutError) as e:  # Two kinds until Python 3.11.
         raise SchedulerError(
             f"no Dask scheduler answers at {address}",
             cause=" ".join(str(e).split()) or f"nothing within {CONNECT_S:g} s",
             action="start one with `dask scheduler`, and check the address and the network",
         ) from e
+
+
+async def _knock(address: str) -> None:
+    """Shake hands. Dask's client would wait without end for a listener that says nothing."""
+    from distributed.comm import connect
+    from distributed.security import Security
+
+    reached = connect(address, timeout=CONNECT_S, **Security().get_connection_args("client"))
+    comm = await asyncio.wait_for(reached, CONNECT_S)
+    await comm.close()
 
 
 def _run(client: Client, address: str, work: Work) -> Outcome:

@@ -77,7 +77,7 @@ class SharedStore(Store):
             return self._retracted(key, (f"{ENTRY} is no listing of this entry: {e}",))
         if mirrored == () and files == _files((self.place(key) / ENTRY).read_bytes(), key):
             return ()
-        return self._pull(key, files, str(json.loads(listing)["description"]))
+        return self._pull(key, files, str(json.loads(listing)["description"]), instead=mirrored == ())
 
     @contextmanager
     def writing(self, key: str, description: str) -> Iterator[Path]:
@@ -111,12 +111,14 @@ class SharedStore(Store):
                 there.put_file(str(self.place(key) / name), self._blob(digest))
             there.pipe_file(self._marker(key), listing)
 
-    def _pull(self, key: str, files: Mapping[str, str], description: str) -> tuple[str, ...]:
-        """Bring an entry into the mirror if all of it is what its listing says."""
+    def _pull(self, key: str, files: Mapping[str, str], description: str, *, instead: bool) -> tuple[str, ...]:
+        """Bring an entry into the mirror if all of it is what its listing says, instead of another whole one there."""
         with suppress(_DamagedError), self._mirror.writing(key, description) as folder:
             faults = tuple(fault for name, digest in files.items() if (fault := self._fetch(folder / name, digest)))
             if faults:
                 raise _DamagedError
+            if instead:
+                self._mirror.remove(key)
         return self._retracted(key, faults) if faults else ()
 
     def _fetch(self, path: Path, digest: str) -> str:

@@ -48,7 +48,7 @@ def verify(folder: Path) -> Verification:
     """Hold every file of a build's folder against its manifest; nothing but the folder is needed.
 
     Raises:
-        ConfigError: there is no manifest in it, or a file can't be read.
+        ConfigError: there is no manifest in it, it lists nothing, or a file can't be read.
     """
     recorded = _recorded(folder)
     try:
@@ -99,6 +99,8 @@ def _recorded(folder: Path) -> Manifest:
             f"there is no manifest of this version of edgebuild in {folder}",
             action="name the folder that a build left, as in `edgebuild verify build`",
         )
+    if not recorded.outputs:  # Nothing to hold against anything: that must not look like a proof.
+        raise ConfigError(f"the build in {folder} made no artifact", action="build again, and read why it failed")
     for path in recorded.outputs:
         if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
             raise ConfigError(f"the manifest in {folder} names {path}, outside the folder", action=_BUILD_AGAIN)
@@ -139,8 +141,6 @@ def _report(folder: Path, recorded: Manifest) -> Iterator[Failure]:
 
 
 def _statement(folder: Path, recorded: Manifest) -> Iterator[Failure]:
-    if not recorded.outputs:
-        return
     try:
         subjects = json.loads((folder / provenance.NAME).read_bytes())["subject"]
         stated = {subject["name"]: subject["digest"]["sha256"] for subject in subjects}

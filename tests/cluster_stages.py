@@ -14,7 +14,9 @@ from stand_ins import Text
 from edgebuild.pipeline import stages
 from edgebuild.pipeline.task import Stage
 
-LOSE_WORKER: str = "TEST_LOSE_WORKER"  # Names a file: while it is there, the next conversion takes its Dask worker down.
+LOSE_WORKER: str = (
+    "TEST_LOSE_WORKER"  # Names a file: while it is there, the next conversion takes its Dask worker down.
+)
 
 
 def where(_: Text, inputs: Mapping[str, Path], out: Path) -> None:

@@ -137,7 +137,13 @@ def noisy(facts: Facts) -> Facts:
     return changed(latency=replace(facts.report.latency, notes=("the device was busy",)))(facts)
 
 
-NO_METRIC = {"float": None, "target": None, "drop": None, "evidence": "unavailable", "note": "there is no data"}
+NO_METRIC: dict[str, Any] = {
+    "float": None,
+    "target": None,
+    "drop": None,
+    "evidence": "unavailable",
+    "note": "there is no data",
+}
 CASES: dict[str, tuple[Callable[[Facts], Facts], str]] = {
     "computes something else": (changed(gates=(gate("agreement", "fail", 0.5, 0.9), *CALM[1:])), "do not ship it"),
     "can't run": (placed(fallback=""), "operator 3 (GELU, act/{gelu}): use RELU"),

@@ -155,7 +155,7 @@ def test_a_finding_keeps_its_identity_when_its_numbers_change(troubled: Report) 
         return [result.partial_fingerprints for result in run.results]
 
     before = prints(troubled)
-    assert before == prints(replace(troubled, targets=troubled.targets | {"cpu": later}))
+    assert before == prints(replace(troubled, targets={**troubled.targets, "cpu": later}))
     assert len({json.dumps(entry) for entry in before}) == len(before)
 
 
@@ -219,6 +219,7 @@ def test_nothing_of_a_name_is_markup(troubled: Report) -> None:
     assert set(inline) <= {"text", "text_special", "strong_open", "strong_close", "softbreak"}
     assert [token.type for token in tokens(text)].count("heading_open") == 1
     assert all(len(row) in (6, 10) for row in cells(text))
+    assert not [character for character in text if character < " " and character != "\n"]
     assert "<script>" not in MarkdownIt("gfm-like", {"linkify": False}).render(text)
 
 

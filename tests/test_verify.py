@@ -121,6 +121,12 @@ def test_a_manifest_never_leads_out_of_its_folder(out: Path, path: str) -> None:
         verification.verify(out)
 
 
+def test_a_build_that_made_nothing_proves_nothing(out: Path) -> None:
+    rewrite(out / "manifest.json", lambda content: content["outputs"].clear())
+    with pytest.raises(ConfigError, match="made no artifact"):
+        verification.verify(out)
+
+
 def test_a_folder_without_a_manifest_is_a_usage_error(tmp_path: Path, run: Run) -> None:
     for name in (".", "nowhere"):
         ended = run("verify", name, cwd=tmp_path)

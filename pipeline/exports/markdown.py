@@ -21,6 +21,7 @@ from edgebuild.pipeline.report import GateResult, Report, TargetReport
 from edgebuild.targets.evidence import Evidence
 
 _SPECIAL: Final = re.compile(r"([\\`*_\[\]<>|~#&$])")
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
 _VERDICTS: Final = {"pass": "✅ pass", "fail": "❌ fail", "inconclusive": "⚠️ inconclusive"}
 _MARKS: Final[dict[Evidence, str]] = {"measured": "", "simulated": " (s)", "predicted": " (p)", "unavailable": ""}
 _COLUMNS: Final = ("target", "gates", "precision", "size", "gzip", "metric", "drop", "mapped", "arena", "latency")
@@ -85,4 +86,4 @@ def _table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 
 def _safe(text: str) -> str:
     """Names of models and failures come from other people's files: nothing of them is markup."""
-    return _SPECIAL.sub(r"\\\1", " ".join(text.split()))
+    return _SPECIAL.sub(r"\\\1", " ".join(_CONTROL.sub(" ", text).split()))
