@@ -108,7 +108,8 @@ def _hand_over(task: Task, store: Store, limits: Limits, folder: Path, tell: Cal
                 _, answer, log = worker.take_answer()
                 if isinstance(answer, Answer):
                     return Done(answer=answer, log=log)
-                tell(_state(answer))
+                if isinstance(answer, Waiting):
+                    tell(_state(answer))
             worker.hold_to(limits)
 
 

@@ -127,7 +127,9 @@ def show_report(report: Report, narrator: Narrator, *, on_stdout: bool) -> None:
 
 def show_matrix(reports: Mapping[str, Report], narrator: Narrator, *, on_stdout: bool) -> None:
     """Print one table over several builds by name, and likewise what did not pass."""
-    targets = {f"{name}/{target}": found for name, report in reports.items() for target, found in report.targets.items()}
+    targets = {
+        f"{name}/{target}": found for name, report in reports.items() for target, found in report.targets.items()
+    }
     failures = {f"{name}/{target}": f for name, report in reports.items() for target, f in report.failures.items()}
     _show_targets(targets, failures, narrator, on_stdout=on_stdout)
 

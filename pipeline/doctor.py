@@ -16,7 +16,9 @@ from typing import Final, Literal, TypeAlias
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
+from edgebuild.calibration.errors import Failure
 from edgebuild.pipeline.errors import OK
+from edgebuild.pipeline.shared_store import INSTALL, SharedStore, default_store
 from edgebuild.pipeline.store import CACHE_VARIABLE, default_root
 
 Status: TypeAlias = Literal["ok", "missing", "optional"]
@@ -104,13 +106,28 @@ def _store() -> Finding:
             free_gib = shutil.disk_usage(root).free / 2**30
     except OSError as e:
         return Finding(name="store", status="missing", detail=str(e), fix=f"set {CACHE_VARIABLE} to a writable folder")
-    return Finding(name="store", status="ok", detail=f"{root}, {free_gib:.1f} GiB free")
+    try:
+        store = default_store()
+        if isinstance(store, SharedStore):
+            store.state("0" * 64)  # No entry's key: asking for it reaches the shared store, and that is all.
+    except Failure as e:
+        return Finding(name="store", status="missing", detail=f"{e.what}: {e.cause}", fix=e.action)
+    shared = f", the mirror of {store.url}" if isinstance(store, SharedStore) else ""
+    return Finding(name="store", status="ok", detail=f"{root}{shared}, {free_gib:.1f} GiB free")
 
 
 def _microcontroller() -> Finding:
     return _optional_package(
         "tflite-micro", "the mcu target's arena", "pip install -c constraints.txt 'edgebuild[mcu]'"
     )
+
+
+def _dask() -> Finding:
+    return _optional_package("distributed", "--scheduler", INSTALL)
+
+
+def _s3() -> Finding:
+    return _optional_package("s3fs", f"a store in a bucket, {CACHE_VARIABLE}=s3://bucket/prefix", INSTALL)
 
 
 def _edgetpu_compiler() -> Finding:
@@ -134,4 +151,4 @@ def _optional_package(name: str, purpose: str, fix: str) -> Finding:
         return Finding(name=name, status="optional", detail=f"not installed; needed for {purpose}", fix=fix)
 
 
-_OPTIONAL: Final[tuple[Callable[[], Finding], ...]] = (_microcontroller, _edgetpu_compiler)
+_OPTIONAL: Final[tuple[Callable[[], Finding], ...]] = (_microcontroller, _edgetpu_compiler, _dask, _s3)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final, Literal, Protocol, TypeAlias
 
 from edgebuild.calibration.errors import Failure
 from edgebuild.pipeline import workers
-from edgebuild.pipeline.run_task import Waiting
+from edgebuild.pipeline.run_task import Ready, Waiting
 from edgebuild.pipeline.stages import STAGES
 from edgebuild.pipeline.store import Store, session
 from edgebuild.pipeline.task import Task, WorkerKind
@@ -204,6 +204,8 @@ class _Run:
 
     def _finish(self, worker: Worker) -> None:
         task, answer, log = worker.take_answer()
+        if isinstance(answer, Ready):
+            return
         if isinstance(answer, Waiting):
             self._tell(Event(state="waiting" if answer.begins else "started", task=task))
             return

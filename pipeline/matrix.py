@@ -36,7 +36,7 @@ from edgebuild.pipeline.engine import Event, Runner, execute
 from edgebuild.pipeline.errors import OK, ConfigError
 from edgebuild.pipeline.plan import Plan
 from edgebuild.pipeline.shared_store import default_store
-from edgebuild.pipeline.store import Store
+from edgebuild.pipeline.store import Store, session
 from edgebuild.pipeline.task import Task
 from edgebuild.pipeline.workers import Limits
 
@@ -140,19 +140,23 @@ def build(
     plans = {entry.name: _planned(entry) for entry in entries}
     tasks = {key: task for plan in plans.values() for key, task in plan.tasks.items()}
     goals = dict.fromkeys(goal for plan in plans.values() for goal in plan.goals)
-    outcome = execute(
-        tasks,
-        goals,
-        store or default_store(),
-        jobs=jobs or os.cpu_count() or 1,
-        on_event=_naming_projects(plans, on_event),
-        limits=_limits(entries),
-        runner=runner,
-    )
-    builds = {}
-    for entry in entries:
-        told = _told_of(entry.name, on_latency)
-        builds[entry.name] = building.finish(entry.project, entry.out, plans[entry.name], outcome, told)
+    store = store or default_store()
+    with session(store, tasks):  # Until everything is published, nobody collects it.
+        outcome = execute(
+            tasks,
+            goals,
+            store,
+            jobs=jobs or os.cpu_count() or 1,
+            on_event=_naming_projects(plans, on_event),
+            limits=_limits(entries),
+            runner=runner,
+        )
+        builds = {
+            entry.name: building.finish(
+                entry.project, entry.out, plans[entry.name], outcome, _told_of(entry.name, on_latency)
+            )
+            for entry in entries
+        }
     return MatrixResult(builds=builds)
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -13,7 +15,7 @@ from pathlib import Path
 from edgebuild.calibration.errors import DataError, Failure
 from edgebuild.pipeline.errors import StoreError
 from edgebuild.pipeline.stages import STAGES
-from edgebuild.pipeline.store import ENTRY, Store, digest_tree
+from edgebuild.pipeline.store import CACHE_VARIABLE, ENTRY, Store, digest_tree
 from edgebuild.pipeline.task import Task
 
 
@@ -24,6 +26,11 @@ class Answer:
     failure: Failure | None
     seconds: float
     trace: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ready:
+    """What a worker says once, when its imports are done and its first task can begin."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,14 +62,17 @@ def _make(task: Task, inputs: Mapping[str, Path], store: Store) -> None:
         try:
             STAGES[task.stage].function(task.parameters, inputs, out)
         except OSError as e:
-            raise _told(task, e) from e
+            raise _told(task, e, store) from e
         _require_sound(out, task.title)
         _require_unchanged(task)
 
 
 @contextmanager
 def _importing_from(folder: Path | None) -> Iterator[None]:
-    """Let the user's own modules be imported, for as long as a stage of theirs runs."""
+    """Let the user's own modules be imported, for as long as a stage of theirs runs.
+
+    They are forgotten after it: the next task may be another project's, with other modules of the same names.
+    """
     if folder is None:
         yield
         return
@@ -72,18 +82,37 @@ def _importing_from(folder: Path | None) -> Iterator[None]:
         yield
     finally:
         sys.path.remove(str(folder))
+        for name in [name for name in sys.modules if _lies_in(folder, name)]:
+            del sys.modules[name]
 
 
-def _told(task: Task, error: OSError) -> Failure:
+def _lies_in(folder: Path, name: str) -> bool:
+    """Whether a module's own file, or its package's folder, lies right in `folder`; deeper, there are environments."""
+    top = sys.modules.get(name.partition(".")[0])
+    places = [getattr(top, "__file__", None), *getattr(top, "__path__", ())]
+    return any(place is not None and Path(place).parent == folder for place in places)
+
+
+def is_full_disk(error: Exception) -> bool:
+    """Whether an error speaks of one: TensorFlow raises its own kinds, with the system's words in them."""
+    return os.strerror(errno.ENOSPC) in str(error)
+
+
+def unusable_for(task: Task, store: Store, what: str, cause: str) -> StoreError:
+    """The machine refused a stage; what it writes, its temporary files too, lies in the store."""
+    return StoreError(
+        f"{task.title}: {what}",
+        cause=cause,
+        action=f"free space at {store.root}, or set {CACHE_VARIABLE} to another folder; then run again",
+    )
+
+
+def _told(task: Task, error: OSError, store: Store) -> Failure:
     """A source that can't be read is the user's to mend, anything else the machine's."""
     named = str(error.filename or "")
     if any(named.startswith(str(source.path)) for source in task.sources.values()):
         return DataError(f"{named} can't be read", cause=error.strerror or str(error), action="check its permissions")
-    return StoreError(
-        f"{task.title}: {error.strerror or error}",
-        cause=str(error),
-        action="free space, then run again",
-    )
+    return unusable_for(task, store, error.strerror or str(error), str(error))
 
 
 def _entry(store: Store, key: str) -> Path:

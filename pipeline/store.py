@@ -35,7 +35,7 @@ State: TypeAlias = Literal["whole", "missing", "damaged"]
 
 
 def default_root() -> Path:
-    """Where the store lies: `$EDGEBUILD_CACHE`, for a URL its mirror here, or `edgebuild` in the user's cache folder."""
+    """Where the store lies: `$EDGEBUILD_CACHE` (a URL's mirror here), or `edgebuild` in the user's cache folder."""
     from platformdirs import user_cache_path
 
     named = os.environ.get(CACHE_VARIABLE)

@@ -17,7 +17,7 @@ from multiprocessing.connection import Connection
 
 from edgebuild.calibration.errors import Failure
 from edgebuild.pipeline.errors import InternalError
-from edgebuild.pipeline.run_task import Answer, Waiting, run_task
+from edgebuild.pipeline.run_task import Answer, Ready, Waiting, is_full_disk, run_task, unusable_for
 from edgebuild.pipeline.store import Store
 from edgebuild.pipeline.task import Task
 
@@ -31,6 +31,7 @@ def main(kind: str, descriptor: int) -> None:
     connection = Connection(descriptor)
     if kind == "tensorflow":
         _import_tensorflow()
+    connection.send(Ready())
     while True:
         try:
             task, store = connection.recv()
@@ -48,13 +49,15 @@ def _serve(task: Task, store: Store, on_wait: Callable[[Waiting], None]) -> Answ
     except Failure as e:
         failure, trace = e, traceback.format_exc()
     except Exception as e:  # noqa: BLE001 - a fault of ours in one task must not cost the others; it is reported as such
-        failure = InternalError(
-            f"{task.title} failed",
-            cause=f"{type(e).__name__}: {e}",
-            action="run again with --debug and report the traceback",
-        )
-        trace = traceback.format_exc()
+        failure, trace = _unforeseen(task, store, e), traceback.format_exc()
     return Answer(failure=failure, seconds=time.perf_counter() - started, trace=trace)
+
+
+def _unforeseen(task: Task, store: Store, error: Exception) -> Failure:
+    cause = f"{type(error).__name__}: {error}"
+    if is_full_disk(error):
+        return unusable_for(task, store, "its disk is full", cause)
+    return InternalError(f"{task.title} failed", cause=cause, action="run again with --debug and report the traceback")
 
 
 def _import_tensorflow() -> None:

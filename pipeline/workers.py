@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import IO, Final
 
 from edgebuild.pipeline.errors import CrashError
-from edgebuild.pipeline.run_task import Answer, Waiting
+from edgebuild.pipeline.run_task import Answer, Ready, Waiting
 from edgebuild.pipeline.store import Store
 from edgebuild.pipeline.task import Task, WorkerKind
 from edgebuild.targets.tools import python_module
 
 _LOG_TAIL: Final = 4000
 _LAST_MOMENTS_S: Final = 5.0
+_IMPORTS_S: Final = 300.0  # A first import from a cold disk takes a minute, and is not the stage's to answer for.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +43,7 @@ class Worker:
     log: IO[bytes]
     task: Task | None = None
     started: float = field(default_factory=time.monotonic)
+    _ready: bool = False
     _waits: bool = False
     _ended_for: tuple[str, str] | None = None
 
@@ -53,30 +55,32 @@ class Worker:
         with contextlib.suppress(BrokenPipeError):  # It died while idle: `answer` will say how.
             self.connection.send((task, store))
 
-    def take_answer(self) -> tuple[Task, Answer | Waiting, str]:
+    def take_answer(self) -> tuple[Task, Answer | Ready | Waiting, str]:
         """The current task, how it ended, and what was printed meanwhile; a dead process's end is a `CrashError`.
 
-        `Waiting` is no end: another build makes the same thing, and the task goes on.
+        `Ready` is no end, the task begins only now; nor is `Waiting`: another build makes the same thing.
         """
         task = self.task
         if task is None:
             raise RuntimeError("the worker has no task")
         try:
-            answer: Answer | Waiting = self.connection.recv()
+            answer: Answer | Ready | Waiting = self.connection.recv()
         except (EOFError, ConnectionResetError):
             answer = Answer(failure=self._crash(task), seconds=time.monotonic() - self.started)
         if isinstance(answer, Answer):
             self.task = None
         else:
-            self._waits, self.started = answer.begins, time.monotonic()  # Waiting is no work.
+            self._ready, self.started = True, time.monotonic()  # Neither importing nor waiting is the task's work.
+            self._waits = isinstance(answer, Waiting) and answer.begins
         return task, answer, self.log_tail()
 
     def hold_to(self, limits: Limits) -> None:
         """End the process if its task takes too long or too much memory; `take_answer` then says which."""
         if self._waits:
             return
-        if time.monotonic() - self.started > limits.stage_s:
-            self._end(f"it did not end within {limits.stage_s:g} s", "raise limits.stage_s if the model needs longer")
+        limit_s = limits.stage_s if self._ready else max(limits.stage_s, _IMPORTS_S)
+        if time.monotonic() - self.started > limit_s:
+            self._end(f"it did not end within {limit_s:g} s", "raise limits.stage_s if the model needs longer")
         elif limits.memory_mib is not None and self._memory_mib() > limits.memory_mib:
             self._end(
                 f"it took more than {limits.memory_mib:g} MiB of memory", "raise limits.memory_mib, or build less"

@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -26,14 +26,14 @@ if __name__ == "__main__":
 
 
 @contextmanager
-def cluster(folder: Path, workers: int = 2, **variables: str) -> Iterator[str]:
+def cluster(folder: Path, variables: Mapping[str, str] | None = None, *, workers: int = 2) -> Iterator[str]:
     """A scheduler and its worker processes, which know the stages of `cluster_stages`; its address."""
     script = folder / "cluster.py"
     script.write_text(_CLUSTER)
     (folder / "sitecustomize.py").write_text(
         f"import sys; sys.path.insert(0, {str(TESTS)!r})\nimport cluster_stages; cluster_stages.register()\n"
     )
-    environment = os.environ | {"PYTHONPATH": str(folder), "DASK_TEMPORARY_DIRECTORY": str(folder)} | variables
+    environment = os.environ | {"PYTHONPATH": str(folder), "DASK_TEMPORARY_DIRECTORY": str(folder)}
     log = folder / "cluster.log"
     with log.open("w") as errors:
         process = subprocess.Popen(
@@ -41,7 +41,7 @@ def cluster(folder: Path, workers: int = 2, **variables: str) -> Iterator[str]:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors,
-            env=environment,
+            env=environment | dict(variables or {}),
             text=True,
         )
     assert process.stdout is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import socket
@@ -21,12 +22,13 @@ from conftest import Build, Ended, edgebuild
 pytest.importorskip("distributed", reason="the extra `distributed` is not installed")
 
 from edgebuild.calibration.errors import DataError
-from edgebuild.pipeline import cluster, cluster_worker, demo, stages
+from edgebuild.pipeline import cli, cluster, cluster_worker, demo, stages
 from edgebuild.pipeline.cluster_worker import Job
 from edgebuild.pipeline.engine import Event, Outcome, execute
 from edgebuild.pipeline.errors import ConfigError, CrashError, InternalError, SchedulerError, exit_code
-from edgebuild.pipeline.shared_store import SharedStore
-from edgebuild.pipeline.store import Store, digest_tree
+from edgebuild.pipeline.run_task import Answer
+from edgebuild.pipeline.shared_store import SharedStore, _filesystem
+from edgebuild.pipeline.store import CACHE_VARIABLE, Store, digest_tree
 from edgebuild.pipeline.task import Source, Task, key
 from edgebuild.pipeline.workers import Limits
 from edgebuild.targets.errors import ToolMissingError
@@ -57,7 +59,7 @@ def address(tmp_path_factory: pytest.TempPathFactory, s3: dict[str, str], ticket
     """Two worker processes, with a cache folder and a home of their own."""
     folder = tmp_path_factory.mktemp("cluster")
     variables = s3 | {"XDG_CACHE_HOME": str(folder / "mirror"), cluster_stages.LOSE_WORKER: str(ticket)}
-    with servers.cluster(folder, **variables) as found:
+    with servers.cluster(folder, variables) as found:
         yield found
 
 
@@ -257,9 +259,7 @@ def test_a_task_that_takes_every_worker_down_is_given_up(address: str, store: St
 # Machines that share nothing but a bucket
 
 
-def test_sources_travel_and_are_read_where_they_arrive(
-    address: str, shared: SharedStore, tmp_path: Path
-) -> None:
+def test_sources_travel_and_are_read_where_they_arrive(address: str, shared: SharedStore, tmp_path: Path) -> None:
     data = tmp_path / "data.txt"
     data.write_text("samples")
     reading = task("where", data=data)
@@ -274,7 +274,7 @@ def test_a_failure_names_the_users_file_and_not_its_copy(address: str, shared: S
     data.write_bytes(b"\xff")
     failure = run(address, shared, made := task("where", data=data)).failures[made.key]
     assert "UnicodeDecodeError" in failure.cause
-    answer = cluster_worker.Answer(failure=DataError(f"{tmp_path}/copy/data.txt is no text"), seconds=0)
+    answer = Answer(failure=DataError(f"{tmp_path}/copy/data.txt is no text"), seconds=0)
     copied = replace(made, sources={"data": replace(made.sources["data"], path=tmp_path / "copy" / "data.txt")})
     told = cluster_worker._in_the_users_words(answer, made, copied).failure
     assert told is not None
@@ -296,6 +296,25 @@ def test_a_result_comes_back_from_workers_that_share_no_folder(address: str, sha
     outcome = run(address, shared, first, second)
     assert text(outcome, second) == "ab"
     assert outcome.results[second.key].is_relative_to(shared.root)
+
+
+def test_a_result_that_was_damaged_in_the_bucket_is_named_and_made_again(
+    address: str, shared: SharedStore, tmp_path: Path
+) -> None:
+    first = task("write", "a")
+    second = task("write", "b", x=first)
+    run(address, shared, first, second)
+    blob = shared._blob(hashlib.sha256(b"ab").hexdigest())
+    _filesystem(shared.url).pipe_file(blob, b"a")
+    events: list[Event] = []
+    outcome = run(address, replace(shared, root=tmp_path / "another"), first, second, events=events)
+    assert [(e.task.key, e.state) for e in events if e.state in ("cached", "damaged", "done")] == [
+        (first.key, "cached"),
+        (second.key, "damaged"),
+        (second.key, "done"),
+    ]
+    assert text(outcome, second) == "ab"
+    assert _filesystem(shared.url).cat_file(blob) == b"ab"
 
 
 # What can't work
@@ -335,15 +354,21 @@ def test_another_version_is_named_with_both_numbers() -> None:
     assert re.search(r"click 8\S* there, 1.0 here", caught.value.cause)
 
 
-def test_a_scheduler_that_is_not_there_ends_with_8(tmp_path: Path) -> None:
+def test_a_scheduler_that_is_not_there_ends_with_8(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     demo.lay_out(tmp_path)
-    ended = edgebuild("--scheduler", f"tcp://127.0.0.1:{servers.free_port()}", cwd=tmp_path, cache=tmp_path / "cache")
-    assert ended.code == 8
-    assert "no Dask scheduler answers" in ended.stderr
-    assert "  cause: " in ended.stderr
-    assert "  do: " in ended.stderr
-    assert "Traceback" not in ended.stderr
-    assert not (tmp_path / "build").exists()
+    monkeypatch.setattr(cluster, "CONNECT_S", 1.0)
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
+    config, out = str(tmp_path / "edgebuild.yaml"), tmp_path / "build"
+    address = f"tcp://127.0.0.1:{servers.free_port()}"
+    assert cli.run(["-c", config, "-o", str(out), "--scheduler", address]) == 8
+    told = capsys.readouterr().err
+    assert f"no Dask scheduler answers at {address}" in told
+    assert "  cause: " in told
+    assert "  do: " in told
+    assert "Traceback" not in told
+    assert not out.exists()
 
 
 def test_a_listener_that_is_no_scheduler_is_told_as_one(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,8 @@ STAIR = ["calibration", "export", "targets", "device_tests", "pipeline"]
 DOORS = {  # The files that may import a package that crashes, leaks or changes its face.
     "tflite_runtime": {"export/interpreter.py", "device_tests/runner.py"},
     "ai_edge_litert": {"export/flatbuffer.py", "export/signature.py", "device_tests/runner.py"},
+    "distributed": {"pipeline/cluster.py", "pipeline/cluster_worker.py"},
+    "fsspec": {"pipeline/shared_store.py"},
     "tflite_micro": {"targets/tflm_arena.py", "targets/tflm_vectors.py"},
     "tensorflow_model_optimization": set[str](),
     "onnx2tf": set[str](),
