@@ -39,6 +39,8 @@ ALL: Final[tuple[str, ...]] = ()
 SOME: Final = ("edgetpu", "gpu")  # Shares the model, the data, int8's ranges and one conversion with all four.
 TIMED: Final = ("report.json", "report.html")
 KILLS_A_ROUND: Final = 6
+PUBLISHING_SHARE: Final = 1 / 6
+RESUMED: Final = 0.75
 LONGEST_S: Final = 240.0
 GONE_WITHIN_S: Final = 15.0  # A worker whose parent dies before it could ask for a signal imports TensorFlow first.
 SMALL_DISKS: Final = ("64k", "192k", "448k")
@@ -167,7 +169,7 @@ def start_up(ground: Ground, body: str) -> dict[str, str]:
     folder = ground.home / f"start-up-{hashlib.sha256(body.encode()).hexdigest()[:8]}"
     folder.mkdir(exist_ok=True)
     (folder / "sitecustomize.py").write_text(_IN_WORKERS + body)
-    return {"PYTHONPATH": str(folder)}
+    return {"PYTHONPATH": os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH", "")]))}
 
 
 # Judging: each gives what is wrong, and nothing where all is as promised
@@ -249,13 +251,17 @@ def wrong_finish(ground: Ground, place: Place, code: int, targets: tuple[str, ..
 
 
 def kills(ground: Ground, count: int, seconds: float) -> Iterator[Case]:
-    """SIGKILL at a random moment, the same build again and again until one ends; the sixth strikes as it publishes."""
+    """SIGKILL at a random moment, the same build again and again until one ends.
+
+    A resumed build has less to do, so its moments come earlier; some strike just as a build publishes.
+    """
     struck = 0
     while struck < count:
         place = ground.fresh()
         for stroke in range(min(KILLS_A_ROUND, count - struck)):
             process = build(ground, place)
-            told = _strike(ground, process, place, seconds if stroke < KILLS_A_ROUND - 1 else None)
+            publishing = ground.chance.random() < PUBLISHING_SHARE
+            told = _strike(ground, process, place, None if publishing else seconds * RESUMED**stroke)
             if process.wait() != -signal.SIGKILL:  # It was quicker.
                 break
             struck += 1

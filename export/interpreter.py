@@ -71,6 +71,17 @@ class Interpreter:
             )
 
 
+def require_running(data: bytes) -> None:
+    """Parse a flatbuffer, allocate it, and run it once on zeros.
+
+    Raises:
+        ModelError: one of the three fails.
+    """
+    interpreter = Interpreter(data)
+    inputs = interpreter.flatbuffer.inputs.items()
+    interpreter.run({name: np.zeros([max(size, 1) for size in tensor.shape], tensor.dtype) for name, tensor in inputs})
+
+
 def encode(values: NDArray[Any], tensor: Tensor) -> NDArray[Any]:
     """Real values in the tensor's type: q = clip(round(x / scale) + zero_point)."""
     if tensor.quantization is None or not _is_integer(tensor):

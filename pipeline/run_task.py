@@ -146,6 +146,10 @@ def _require_sound(out: Path, title: str) -> None:
                 json.loads(file.read_bytes())
             except ValueError as e:
                 raise StoreError(f"{title} left a damaged {file.name}", cause=str(e), action="run it again") from e
+        elif file.suffix == ".tflite":
+            from edgebuild.export.interpreter import require_running
+
+            require_running(file.read_bytes())
 
 
 def _require_unchanged(task: Task) -> None:

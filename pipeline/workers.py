@@ -52,6 +52,7 @@ class Worker:
         self.task = task
         self.started = time.monotonic()
         self.log.truncate(0)
+        os.lseek(self.log.fileno(), 0, os.SEEK_SET)  # The process shares the offset, and would leave a hole.
         with contextlib.suppress(BrokenPipeError):  # It died while idle: `answer` will say how.
             self.connection.send((task, store))
 
@@ -144,7 +145,7 @@ def start(kind: WorkerKind, scratch: Path) -> Worker:
     Its temporary files go to `scratch`, for the caller to remove.
     """
     ours, theirs = Pipe()
-    log = tempfile.TemporaryFile("a+b", dir=scratch)  # noqa: SIM115 - lives as long as the worker
+    log = tempfile.TemporaryFile(dir=scratch)  # noqa: SIM115 - lives as long as the worker
     process = subprocess.Popen(
         python_module("edgebuild.pipeline.worker", kind, str(theirs.fileno())),
         stdin=subprocess.DEVNULL,

@@ -53,6 +53,11 @@ def broken(_: Text, __: Mapping[str, Path], ___: Path) -> None:
     raise ZeroDivisionError("a fault of ours")
 
 
+def full_disk(_: Text, __: Mapping[str, Path], ___: Path) -> None:
+    """Fail as TensorFlow does where the disk is full: with an error of its own kind."""
+    raise RuntimeError("SaveV2: /somewhere/part-0: No space left on device [Op:SaveV2]")
+
+
 def nothing(_: Text, __: Mapping[str, Path], ___: Path) -> None:
     """End well and leave nothing."""
 
@@ -60,6 +65,12 @@ def nothing(_: Text, __: Mapping[str, Path], ___: Path) -> None:
 def malformed(_: Text, __: Mapping[str, Path], out: Path) -> None:
     """End well and leave a cut JSON file."""
     (out / "result.json").write_text('{"value": 1')
+
+
+def cut_flatbuffer(parameters: Text, _: Mapping[str, Path], out: Path) -> None:
+    """End well and leave a flatbuffer that was cut short, as a full disk does."""
+    model = Path(parameters.text).read_bytes()
+    (out / "model.tflite").write_bytes(model[: len(model) // 2])
 
 
 def touch_source(_: Text, inputs: Mapping[str, Path], out: Path) -> None:

@@ -10,15 +10,19 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+import projects
 import pytest
 import stand_ins
 
 from edgebuild.calibration.errors import DataError
-from edgebuild.pipeline import stages
+from edgebuild.export.errors import ModelError
+from edgebuild.pipeline import stages, workers
 from edgebuild.pipeline.engine import Event, Outcome, execute, survey
 from edgebuild.pipeline.errors import CrashError, InternalError, StoreError, exit_code
+from edgebuild.pipeline.run_task import Answer, Ready
 from edgebuild.pipeline.store import Store, digest_tree
 from edgebuild.pipeline.task import Source, Stage, Task, key
+from edgebuild.pipeline.workers import Limits
 
 NAMES = (
     "write",
@@ -27,8 +31,10 @@ NAMES = (
     "killed",
     "refuse",
     "broken",
+    "full_disk",
     "nothing",
     "malformed",
+    "cut_flatbuffer",
     "touch_source",
     "slow",
 )
@@ -157,10 +163,43 @@ def test_a_fault_of_ours_is_told_as_one(store: Store) -> None:
     assert exit_code(failure) == 1
 
 
+def test_a_full_disk_is_the_users_to_mend_whatever_raises_it(store: Store) -> None:
+    full = task("full_disk")
+    failure = run(store, full).failures[full.key]
+    assert isinstance(failure, StoreError)
+    assert str(store.root) in failure.action
+    assert exit_code(failure) == 2
+
+
+def test_what_a_worker_imports_is_not_the_stages_time(store: Store, tmp_path: Path) -> None:
+    start_up, imported = tmp_path / "start_up" / "sitecustomize.py", tmp_path / "imported"
+    waits = f"import os, time\nwhile not os.path.exists({str(imported)!r}): time.sleep(0.01)\n"
+    start_up.write_text(waits + start_up.read_text())
+    store.root.mkdir()
+    worker = workers.start("light", store.root)
+    worker.give(task("write", "a"), store)
+    time.sleep(0.05)
+    worker.hold_to(Limits(stage_s=0.01))
+    imported.touch()
+    try:
+        assert isinstance(worker.take_answer()[1], Ready)
+        answer = worker.take_answer()[1]
+        assert isinstance(answer, Answer)
+        assert answer.failure is None
+    finally:
+        worker.close()
+
+
 @pytest.mark.parametrize("stage", ["nothing", "malformed"])
 def test_a_stage_that_ends_well_without_a_sound_result_fails(store: Store, stage: str) -> None:
     made = task(stage)
     assert isinstance(run(store, made).failures[made.key], StoreError)
+    assert store.find(made.key) is None
+
+
+def test_a_cut_flatbuffer_never_enters_the_store(store: Store) -> None:
+    made = task("cut_flatbuffer", str(projects.shared("kws/ref_int8.tflite")))
+    assert isinstance(run(store, made).failures[made.key], ModelError)
     assert store.find(made.key) is None
 
 
