@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -15,6 +14,7 @@ from edgebuild.pipeline import report as reports
 from edgebuild.pipeline.config import Project
 from edgebuild.pipeline.engine import Outcome
 from edgebuild.pipeline.errors import ConfigError
+from edgebuild.pipeline.locks import held
 from edgebuild.pipeline.manifest import Manifest
 from edgebuild.pipeline.plan import Plan
 from edgebuild.pipeline.report import Report
@@ -22,6 +22,7 @@ from edgebuild.pipeline.store import Store, digest_file
 from edgebuild.targets.registry import TARGETS
 
 _CLAIM: Final = ".claim.json"  # What a build is about to put in place; gone when it has.
+_STAGING: Final = ".publishing"  # What is not in place yet.
 
 
 def previous(out: Path) -> Report | None:
@@ -46,26 +47,49 @@ def publish(out: Path, project: Project, plan: Plan, outcome: Outcome, report: R
     packaged = {name: outcome.results[plan.exports[name].packaged] / "files" for name in report.targets}
     try:
         out.mkdir(parents=True, exist_ok=True)
-        _require_ours(out)
-        coming = [f"{name}/{file}" for name, folder in packaged.items() for file in _listing(folder)]
-        _write(out / _CLAIM, json.dumps(coming))
-        for name in TARGETS:
-            if name in packaged:
-                _mirror(packaged[name], out / name)
-            elif (out / name).is_dir():
-                shutil.rmtree(out / name)
-        text = reports.to_json(report)
-        if not _holds(out / "report.json", text) or not (out / "report.html").exists():
-            _write(out / "report.html", page.render(report))
-        _write(out / "report.json", text)
-        made = manifest.of(project, plan, outcome, _outputs(out, report))
-        _attest(out, made, project, plan)
-        _write(out / manifest.NAME, manifest.to_json(made))
-        (out / _CLAIM).unlink()
+        with _staging(out):
+            _put(out, project, plan, outcome, report, packaged)
     except OSError as e:
         raise ConfigError(f"{out} can't be written", cause=str(e), action="choose another --out, or free space") from e
     for entry in list(outcome.results.values())[:1]:
         cache.refer(Store.holding(entry), out / manifest.NAME)
+
+
+@contextmanager
+def _staging(out: Path) -> Iterator[None]:
+    """Keep a folder for what is not in place yet, without what a killed build left there.
+
+    Builds that publish into the same `out` take turns.
+    """
+    folder = out / _STAGING
+    with held(out / f"{_STAGING}.lock"):
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        try:
+            yield
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _put(
+    out: Path, project: Project, plan: Plan, outcome: Outcome, report: Report, packaged: Mapping[str, Path]
+) -> None:
+    _require_ours(out)
+    coming = [f"{name}/{file}" for name, folder in packaged.items() for file in _listing(folder)]
+    _write(out / _CLAIM, json.dumps(coming))
+    for name in TARGETS:
+        if name in packaged:
+            _mirror(packaged[name], out / name)
+        elif (out / name).is_dir():
+            shutil.rmtree(out / name)
+    text = reports.to_json(report)
+    if not _holds(out / "report.json", text) or not (out / "report.html").exists():
+        _write(out / "report.html", page.render(report))
+    _write(out / "report.json", text)
+    made = manifest.of(project, plan, outcome, _outputs(out, report))
+    _attest(out, made, project, plan)
+    _write(out / manifest.NAME, manifest.to_json(made))
+    (out / _CLAIM).unlink()
 
 
 def _require_ours(out: Path) -> None:
@@ -111,19 +135,16 @@ def _mirror(source: Path, destination: Path) -> None:
     """Make `destination` equal to `source`, by two renames where anything differs: the old away, the new in."""
     if destination.is_dir() and _listing(source) == _listing(destination):
         return
-    staging = Path(tempfile.mkdtemp(prefix=f".{destination.name}-", dir=destination.parent))
+    new, old = (destination.parent / _STAGING / f"{destination.name}.{age}" for age in ("new", "old"))
+    shutil.copytree(source, new)
+    if destination.exists():
+        destination.rename(old)
     try:
-        shutil.copytree(source, staging / "new")
-        if destination.exists():
-            destination.rename(staging / "old")
-        try:
-            (staging / "new").rename(destination)
-        except OSError:
-            if (staging / "old").exists():
-                (staging / "old").rename(destination)
-            raise
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        new.rename(destination)
+    except OSError:
+        if old.exists():
+            old.rename(destination)
+        raise
 
 
 def _listing(folder: Path) -> Mapping[str, str]:
@@ -138,9 +159,6 @@ def _write(path: Path, text: str) -> None:
     """Replace a file whole, where its text changes; UTF-8 whatever the locale."""
     if _holds(path, text):
         return
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        beside.write_bytes(text.encode())
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
+    beside = path.parent / _STAGING / path.name
+    beside.write_bytes(text.encode())
+    beside.replace(path)

@@ -29,7 +29,8 @@ def source_format(path: Path) -> str:
     if not path.exists():
         raise ModelError(
             f"there is no model at {path}",
-            action="check the path; those in edgebuild.yaml start at its own folder",
+            cause="the path is wrong, or relative to another folder",
+            action="paths in edgebuild.yaml start at its own folder, others where you are",
         )
     if path.is_dir():
         return _folder_format(path)
