@@ -53,6 +53,13 @@ def cluster(folder: Path, variables: Mapping[str, str] | None = None, *, workers
         process.communicate(timeout=30)
 
 
+def _forget_clients() -> None:
+    """Let no client of this process outlive its server: fsspec hands out the one it made first."""
+    import s3fs
+
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
 @contextmanager
 def s3() -> Iterator[dict[str, str]]:
     """An S3 server with an empty bucket `edgebuild`; the environment that leads to it."""
@@ -72,8 +79,10 @@ def s3() -> Iterator[dict[str, str]]:
         }
         make = "import boto3; boto3.client('s3').create_bucket(Bucket='edgebuild')"
         subprocess.run([sys.executable, "-c", make], env=os.environ | environment, check=True, timeout=60)
+        _forget_clients()
         yield environment
     finally:
+        _forget_clients()
         process.terminate()
         process.wait(timeout=30)
 

@@ -17,7 +17,7 @@ from conftest import Build, Ended, listing
 
 from edgebuild.export import flatbuffer
 from edgebuild.export.interpreter import Interpreter
-from edgebuild.pipeline import manifest, report
+from edgebuild.pipeline import manifest, publish, report
 
 # What the stock converter makes of the same model and samples, in bytes (TensorFlow 2.19, from the SavedModel).
 STOCK_BYTES = {"cpu": 48_448, "gpu": 56_500, "edgetpu": 48_480, "mcu": 48_112}
@@ -149,6 +149,15 @@ def test_a_folder_no_report_describes_is_removed(kws: Build, tmp_path: Path, run
     assert run("-t", "gpu", "-o", out, cwd=kws.folder).code == 0
     assert (out / "gpu").is_dir()
     assert not (out / "mcu").exists()
+
+
+def test_what_a_killed_build_had_not_published_yet_goes(tmp_path: Path) -> None:
+    half = tmp_path / ".publishing" / "cpu.new"
+    half.mkdir(parents=True)
+    (tmp_path / ".publishing.lock").touch()
+    with publish._staging(tmp_path):
+        assert not half.exists()
+    assert not listing(tmp_path)
 
 
 def test_a_second_build_runs_nothing_and_changes_no_byte(kws: Build, run: Callable[..., Ended]) -> None:
