@@ -268,7 +268,7 @@ def refusal(action: Callable[[], object]) -> str:
 
 def big_task(size: int) -> Task:
     def work(_: stand_ins.Text, __: Mapping[str, Path], out: Path) -> None:
-        (out / "model.tflite").write_bytes(b"x" * size)
+        (out / "model.bin").write_bytes(b"x" * size)
 
     stages.STAGES["big"] = Stage(name="big", version=1, function=work, worker="light", tools=())
     return Task(stage="big", parameters=stand_ins.Text(), title="convert", key=OTHER_KEY)
