@@ -24,7 +24,7 @@ lint: $(READY)
 # mypy follows no editable install's finder: a link shows it the folders as the package they install as.
 types: $(READY)
 	MYPYPATH=$(VENV)/types $(BIN)/mypy $(PACKAGES:%=-p edgebuild.%)
-	MYPYPATH=$(VENV)/types:tests $(BIN)/mypy tests benchmarks
+	MYPYPATH=$(VENV)/types:tests:benchmarks $(BIN)/mypy tests benchmarks
 
 $(READY): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "edgebuild needs Python 3.10.12 up to 3.11 (tflite-runtime has no later wheel); set PYTHON="; exit 1; }

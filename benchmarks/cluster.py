@@ -10,75 +10,28 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import os
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
-from typing import Any, Final
+from typing import Any
 
-import numpy as np
+import fixtures
 import yaml
-
-HERE: Final = Path(__file__).resolve().parent
-FIXTURES: Final = HERE.parents[1] / "shared" / "fixtures"
-TARGETS: Final = ("cpu", "gpu", "edgetpu", "mcu")
-EDGEBUILD: Final = str(Path(sys.executable).with_name("edgebuild"))
-_CLUSTER: Final = """\
-import sys
-from distributed import LocalCluster
-
-if __name__ == "__main__":
-    options = dict(threads_per_worker=1, dashboard_address=None, worker_dashboard_address=None, host="127.0.0.1")
-    with LocalCluster(n_workers=2, **options) as cluster:
-        print(cluster.scheduler_address, flush=True)
-        sys.stdin.read()
-"""
+from local_cluster import local_cluster
+from timed import EDGEBUILD, RESULTS, write
 
 
 def lay_out(folder: Path) -> Path:
     """Keyword spotting and ResNet-8, each for four targets, as a matrix; its file."""
-    kws = np.load(FIXTURES / "kws" / "kws_a500.npz")
-    cifar = np.load(FIXTURES / "resnet8_cifar10" / "cifar10_jpeg_2k_1k.npz")
-    project(folder / "kws", FIXTURES / "kws" / "saved_model", kws["x"][:200], kws["x"][200:], kws["y"][200:])
-    model = FIXTURES / "resnet8_cifar10" / "pretrainedResnet.h5"
-    train, test = (cifar[name][:300].astype(np.float32) for name in ("x_train", "x_test"))
-    project(folder / "resnet8", model, train[:200], test, cifar["y_test"][:300])
+    fixtures.lay_out(fixtures.kws(), folder / "kws")
+    fixtures.lay_out(fixtures.resnet8(), folder / "resnet8")
     path = folder / "matrix.yaml"
     path.write_text(yaml.safe_dump({"projects": ["kws/edgebuild.yaml", "resnet8/edgebuild.yaml"]}))
     return path
-
-
-def project(folder: Path, model: Path, calibration: Any, evaluation: Any, labels: Any) -> None:
-    """One project's data and configuration."""
-    folder.mkdir()
-    np.savez(folder / "calibration.npz", input_1=calibration)
-    np.savez(folder / "evaluation.npz", input_1=evaluation, labels=labels)
-    sources = {"calibration": "calibration.npz", "evaluation": "evaluation.npz"}
-    config = {"model": str(model), "data": sources, "targets": {name: {} for name in TARGETS}}
-    (folder / "edgebuild.yaml").write_text(yaml.safe_dump(config))
-
-
-@contextmanager
-def cluster(folder: Path) -> Iterator[str]:
-    """A scheduler's address."""
-    script = folder / "cluster.py"
-    script.write_text(_CLUSTER)
-    with (folder / "cluster.log").open("w") as log:
-        process = subprocess.Popen(
-            [sys.executable, str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True
-        )
-    if process.stdout is None:
-        raise RuntimeError("it was asked for")
-    try:
-        yield process.stdout.readline().strip()
-    finally:
-        process.communicate(timeout=60)
 
 
 def build(matrix: Path, *options: str) -> dict[str, Any]:
@@ -101,7 +54,7 @@ def run(rounds: int) -> dict[str, Any]:
     """All figures."""
     with tempfile.TemporaryDirectory() as name:
         matrix = lay_out(Path(name))
-        with cluster(Path(name)) as address:
+        with local_cluster() as (address, _):
             build(matrix, "--scheduler", address)  # And the latencies, which later builds find in the reports.
             found = []
             for turn in range(rounds):
@@ -125,16 +78,14 @@ def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--json", type=Path, default=HERE / "results" / "cluster.json")
+    parser.add_argument("--json", type=Path, default=RESULTS / "cluster.json")
     arguments = parser.parse_args()
-    if not FIXTURES.is_dir():
-        sys.exit(f"the shared fixtures are not there: {FIXTURES}")
+    fixtures.require()
     figures = run(arguments.rounds)
     print(f"{figures['artifacts']} artifacts, {'equal' if figures['equal'] else 'DIFFERENT'} on both sides")
     print(f"cluster over here: {figures['cluster_over_here']:.2f}")
-    arguments.json.parent.mkdir(parents=True, exist_ok=True)
-    arguments.json.write_text(json.dumps(figures, indent=1) + "\n")
-    sys.exit(0 if figures["equal"] and figures["artifacts"] == 2 * len(TARGETS) else 1)
+    write(arguments.json, figures)
+    sys.exit(0 if figures["equal"] and figures["artifacts"] == 2 * len(fixtures.TARGETS) else 1)
 
 
 if __name__ == "__main__":

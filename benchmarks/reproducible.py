@@ -12,7 +12,6 @@ import argparse
 import hashlib
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -21,14 +20,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
-import yaml
+import fixtures
+from fixtures import TARGETS
+from timed import EDGEBUILD, RESULTS, write
 
 from edgebuild.pipeline import demo
 
-FIXTURES: Final = Path(__file__).resolve().parents[2] / "shared" / "fixtures"
-EDGEBUILD: Final = str(Path(sys.executable).with_name("edgebuild"))
-TARGETS: Final = ("cpu", "gpu", "edgetpu", "mcu")
 STATEMENTS: Final = ("manifest.json", "provenance.intoto.json", "sbom.cdx.json")
 TIMED: Final = ("report.json", "report.html")
 BASE: Final = {"TZ": "UTC", "LC_ALL": "C.UTF-8", "USER": "ada", "PYTHONHASHSEED": "0"}
@@ -59,30 +56,11 @@ AXES: Final = {
 }
 
 
-def kws(folder: Path) -> None:
-    """Keyword spotting, a SavedModel."""
-    shutil.copytree(FIXTURES / "kws" / "saved_model", folder / "model")
-    data = np.load(FIXTURES / "kws" / "kws_a500.npz")
-    _write(folder, "model", {"input_1": data["x"][:200]}, {"input_1": data["x"][200:], "labels": data["y"][200:]})
-
-
-def resnet8(folder: Path) -> None:
-    """Image classification, a Keras file."""
-    shutil.copyfile(FIXTURES / "resnet8_cifar10" / "pretrainedResnet.h5", folder / "model.h5")
-    data = np.load(FIXTURES / "resnet8_cifar10" / "cifar10_jpeg_2k_1k.npz")
-    evaluation = {"input_1": data["x_test"][:300].astype(np.float32), "labels": data["y_test"][:300]}
-    _write(folder, "model.h5", {"input_1": data["x_train"][:200].astype(np.float32)}, evaluation)
-
-
-PROJECTS: Final[dict[str, Callable[[Path], None]]] = {"demo": demo.lay_out, "kws": kws, "resnet8": resnet8}
-
-
-def _write(folder: Path, model: str, calibration: dict[str, Any], evaluation: dict[str, Any]) -> None:
-    np.savez(folder / "calibration.npz", **calibration)
-    np.savez(folder / "evaluation.npz", **evaluation)
-    data = {"calibration": "calibration.npz", "evaluation": "evaluation.npz"}
-    config = {"model": model, "data": data, "targets": {name: {} for name in TARGETS}}
-    (folder / "edgebuild.yaml").write_text(yaml.safe_dump(config))
+PROJECTS: Final[dict[str, Callable[[Path], None]]] = {
+    "demo": demo.lay_out,
+    "kws": lambda folder: fixtures.lay_out(fixtures.kws(), folder),
+    "resnet8": lambda folder: fixtures.lay_out(fixtures.resnet8(), folder),
+}
 
 
 def built(lay_out: Callable[[Path], None], axis: Axis) -> dict[str, str]:
@@ -132,11 +110,10 @@ def main() -> None:
     """Build, print, write."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--project", action="append", choices=PROJECTS, help="repeatable; default: all")
-    parser.add_argument("--json", type=Path, default=Path(__file__).parent / "results" / "reproducible.json")
+    parser.add_argument("--json", type=Path, default=RESULTS / "reproducible.json")
     arguments = parser.parse_args()
     found = {name: compare(name) for name in arguments.project or PROJECTS}
-    arguments.json.parent.mkdir(parents=True, exist_ok=True)
-    arguments.json.write_text(json.dumps(found, indent=1) + "\n")
+    write(arguments.json, found)
     sys.exit(any(axis["differ"] for project in found.values() for axis in project.values()))
 
 

@@ -11,36 +11,28 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import os
 import random
 import shutil
-import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any, Final
 
-from edgebuild.pipeline import cache
-from edgebuild.pipeline.store import ENTRY, Store
+from timed import EDGEBUILD, RESULTS, in_turns, repeated, seconds, write
 
-HERE: Final = Path(__file__).resolve().parent
-EDGEBUILD: Final = str(Path(sys.executable).with_name("edgebuild"))
+from edgebuild.pipeline.storage import inventory
+from edgebuild.pipeline.storage.store import ENTRY, Store
+
 LIMITS: Final = {"noop_full_s": 1.0}
 SMALL: Final = (200, 2_000, 12_000)  # Bytes of one entry's three files.
 LARGE: Final = (20_000_000,)
 
 
-def seconds(*arguments: str, folder: Path, store: Path) -> float:
-    """Wall time of a command that must succeed."""
-    began = time.perf_counter()
-    command, environment = [EDGEBUILD, *arguments], os.environ | {"EDGEBUILD_CACHE": str(store)}
-    ended = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
-    if ended.returncode != 0:
-        sys.exit(f"{' '.join(command)} ended with {ended.returncode}:\n{ended.stderr[-2000:]}")
-    return time.perf_counter() - began
+def edgebuild(*arguments: str, folder: Path, store: Path) -> float:
+    """Wall time of one command on one store."""
+    return seconds([EDGEBUILD, *arguments], folder, EDGEBUILD_CACHE=str(store))
 
 
 def fill(store: Store, count: int, sizes: tuple[int, ...]) -> None:
@@ -56,45 +48,37 @@ def fill(store: Store, count: int, sizes: tuple[int, ...]) -> None:
             (store.place(key) / name).write_bytes(content)
 
 
-def repeated(measure: Callable[[], float], rounds: int) -> float:
-    """The median of several, after one to warm the disk's cache."""
-    measure()
-    return median(measure() for _ in range(rounds))
-
-
 def verified(store: Path) -> float:
     """What `cache verify` prints as its rate, in MB/s."""
-    found = cache.verify(Store(store))
+    found = inventory.verify(Store(store))
     if found.damaged:
         sys.exit(f"the benchmark's own store is damaged: {found.damaged[0]}")
     return found.mb_per_s
 
 
 def run(entries: int, rounds: int) -> dict[str, Any]:
-    """All figures. The two stores take turns at going first, so that a drift of the machine's speed meets both."""
+    """All figures."""
     with tempfile.TemporaryDirectory() as name:
         folder, lean, full, large = (Path(name) / part for part in ("demo", "lean", "full", "large"))
-        seconds("demo", str(folder), folder=Path(name), store=lean)
+        edgebuild("demo", str(folder), folder=Path(name), store=lean)
         shutil.copytree(lean, full)
         fill(Store(full), entries, SMALL)
         fill(Store(large), 20, LARGE)
-        seconds("build", folder=folder, store=full)
-        pairs = []
-        for turn in range(rounds):
-            sides = [("lean_s", lean), ("full_s", full)]
-            ordered = sides if turn % 2 == 0 else sides[::-1]
-            pairs.append({side: seconds("build", folder=folder, store=store) for side, store in ordered})
+        edgebuild("build", folder=folder, store=full)
+        stores = {"lean_s": lean, "full_s": full}
+        sides = {side: partial(edgebuild, "build", folder=folder, store=store) for side, store in stores.items()}
+        pairs = [in_turns(sides, turn) for turn in range(rounds)]
         return {
-            "entries": len(cache.entries(Store(full))),
+            "entries": len(inventory.entries(Store(full))),
             "rounds": pairs,
             "noop_lean_s": median(pair["lean_s"] for pair in pairs),
             "noop_full_s": median(pair["full_s"] for pair in pairs),
             "full_over_lean": median(pair["full_s"] / pair["lean_s"] for pair in pairs),
-            "ls_lean_s": repeated(lambda: seconds("cache", "ls", folder=folder, store=lean), 3),
-            "ls_full_s": repeated(lambda: seconds("cache", "ls", folder=folder, store=full), 3),
+            "ls_lean_s": repeated(lambda: edgebuild("cache", "ls", folder=folder, store=lean), 3),
+            "ls_full_s": repeated(lambda: edgebuild("cache", "ls", folder=folder, store=full), 3),
             "verify_small_mb_per_s": repeated(lambda: verified(full), 3),
             "verify_large_mb_per_s": repeated(lambda: verified(large), 3),
-            "gc_half_s": seconds("cache", "gc", "--max-size", "70MB", folder=folder, store=full),
+            "gc_half_s": edgebuild("cache", "gc", "--max-size", "70MB", folder=folder, store=full),
         }
 
 
@@ -103,7 +87,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--entries", type=int, default=10_000)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--json", type=Path, default=HERE / "results" / "store.json")
+    parser.add_argument("--json", type=Path, default=RESULTS / "store.json")
     arguments = parser.parse_args()
     figures = run(arguments.entries, arguments.rounds)
     over = [name for name, limit in LIMITS.items() if figures[name] > limit]
@@ -111,8 +95,7 @@ def main() -> None:
         if isinstance(value, int | float):
             verdict = f" (limit {LIMITS[name]}) {'ABOVE' if name in over else 'ok'}" if name in LIMITS else ""
             print(f"{name}: {value:,.3f}{verdict}" if isinstance(value, float) else f"{name}: {value:,}")
-    arguments.json.parent.mkdir(parents=True, exist_ok=True)
-    arguments.json.write_text(json.dumps(figures | {"limits": LIMITS}, indent=1) + "\n")
+    write(arguments.json, figures | {"limits": LIMITS})
     sys.exit(1 if over else 0)
 
 

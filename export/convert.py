@@ -34,20 +34,24 @@ _SAFE: Final = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 class Names:
     """Inputs and outputs, from names that TensorFlow's signatures take to the model's own.
 
-    A signature's arguments are Python keywords; `my-input` would lose its dash, and `a/b` its meaning.
+    A signature's arguments are Python keywords; `my-input` would lose its dash, and `a/b` its meaning. Where `batched`
+    is false, a sample is a whole input.
     """
 
     inputs: Mapping[str, str]
     outputs: Mapping[str, str]
+    batched: bool = True
 
     @classmethod
-    def of(cls, inputs: Sequence[str], outputs: Sequence[str]) -> Names:
+    def of(cls, inputs: Sequence[str], outputs: Sequence[str], *, batched: bool = True) -> Names:
         """Names that are safe stay; if one is not, all are numbered."""
         if all(_SAFE.fullmatch(name) for name in (*inputs, *outputs)):
-            return cls(inputs={name: name for name in inputs}, outputs={name: name for name in outputs})
+            same = ({name: name for name in names} for names in (inputs, outputs))
+            return cls(inputs=next(same), outputs=next(same), batched=batched)
         return cls(
             inputs={f"input_{i}": name for i, name in enumerate(inputs)},
             outputs={f"output_{i}": name for i, name in enumerate(outputs)},
+            batched=batched,
         )
 
     @property
@@ -56,8 +60,12 @@ class Names:
         return all(safe == own for names in (self.inputs, self.outputs) for safe, own in names.items())
 
 
-def freeze(model: Any, inputs: Sequence[InputSpec], outputs: Sequence[str], folder: Path) -> None:
+def freeze(
+    model: Any, inputs: Sequence[InputSpec], outputs: Sequence[str], folder: Path, *, batched: bool = True
+) -> None:
     """Save a tf_keras model as a SavedModel with constant weights, batch 1 and the model's own input and output names.
+
+    Without a batch axis the shapes of `inputs` are whole, and stay.
 
     Converting from it costs 0.9 s where `from_keras_model` costs 4.5 s, most of which saves the Keras object graph
     anew for every precision.
@@ -65,9 +73,11 @@ def freeze(model: Any, inputs: Sequence[InputSpec], outputs: Sequence[str], fold
     import tensorflow as tf
     from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
-    names = Names.of([spec.name for spec in inputs], outputs)
+    names = Names.of([spec.name for spec in inputs], outputs, batched=batched)
+    batch = (1,) if batched else ()
     specs = [
-        tf.TensorSpec((1, *spec.shape), spec.dtype, name=name) for spec, name in zip(inputs, names.inputs, strict=True)
+        tf.TensorSpec((*batch, *spec.shape), spec.dtype, name=name)
+        for spec, name in zip(inputs, names.inputs, strict=True)
     ]
 
     def flat(*tensors: Any) -> list[Any]:
@@ -152,14 +162,16 @@ def _converter(saved_model: Path, samples: Mapping[str, NDArray[Any]] | None = N
     converter = _tf().lite.TFLiteConverter.from_saved_model(str(saved_model), signature_keys=[SIGNATURE])
     if samples is not None:
         converter.optimizations = _default_optimizations()
-        named = {safe: samples[own] for safe, own in _names(saved_model).inputs.items()}
-        converter.representative_dataset = lambda: _rows(named)
+        names = _names(saved_model)
+        named = {safe: samples[own] for safe, own in names.inputs.items()}
+        converter.representative_dataset = lambda: _rows(named, batched=names.batched)
     return converter
 
 
-def _rows(samples: Mapping[str, NDArray[Any]]) -> Iterator[dict[str, NDArray[Any]]]:
+def _rows(samples: Mapping[str, NDArray[Any]], *, batched: bool) -> Iterator[dict[str, NDArray[Any]]]:
     for row in range(len(next(iter(samples.values())))):
-        yield {name: np.ascontiguousarray(array[row : row + 1]) for name, array in samples.items()}
+        rows = {name: array[row : row + 1] if batched else array[row] for name, array in samples.items()}
+        yield {name: np.ascontiguousarray(sample) for name, sample in rows.items()}
 
 
 def _names(saved_model: Path) -> Names:

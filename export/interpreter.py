@@ -49,19 +49,29 @@ class Interpreter:
             raise _refused(e) from e
 
     def predict(self, samples: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[np.float32]]:
-        """Real values in, real values out, over all rows: `[N, ...]` each, quantized and dequantized as declared.
+        """Real values in, real values out, over all samples: `[N, ...]` each, quantized and dequantized as declared.
+
+        Where the model's inputs have no batch axis, a sample is a whole input, and results are stacked.
 
         Raises:
             ModelError: an input does not fit, or an operator fails.
         """
         self._require_inputs(samples)
-        encoded = {name: encode(samples[name], tensor) for name, tensor in self.flatbuffer.inputs.items()}
-        rows = len(next(iter(encoded.values())))
-        results = [self.run({name: values[i : i + 1] for name, values in encoded.items()}) for i in range(rows)]
+        results = [self.run(self.encoded(samples, row)) for row in range(len(next(iter(samples.values()))))]
+        batched = all(samples[name].ndim == len(t.shape) for name, t in self.flatbuffer.inputs.items())
+        join = np.concatenate if batched else np.stack
         return {
-            name: decode(np.concatenate([result[name] for result in results]), tensor)
+            name: decode(join([result[name] for result in results]), tensor)
             for name, tensor in self.flatbuffer.outputs.items()
         }
+
+    def encoded(self, samples: Mapping[str, NDArray[Any]], row: int) -> dict[str, NDArray[Any]]:
+        """One sample of each input as `run` takes it: in the model's type, under a batch axis if the model has one."""
+        found = {}
+        for name, tensor in self.flatbuffer.inputs.items():
+            sample = samples[name][row]
+            found[name] = encode(sample if sample.ndim == len(tensor.shape) else sample[None], tensor)
+        return found
 
     def _require_inputs(self, given: Mapping[str, NDArray[Any]]) -> None:
         missing = [name for name in self.flatbuffer.inputs if name not in given]

@@ -5,12 +5,13 @@ A rule finds something in the facts, or nothing. Its two texts name what was fou
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from edgebuild.device_tests.latency import Latency
-from edgebuild.pipeline.report import NoLatency
+from edgebuild.pipeline.report import MeasuredAgreement, NoLatency
 
 if TYPE_CHECKING:
     from edgebuild.pipeline.advice import Facts, Margin
@@ -50,9 +51,13 @@ def _first_unmapped(f: Facts) -> Unmapped | None:
 
 def _float_sibling(f: Facts) -> tuple[str, TargetReport] | None:
     """Another target of the build, in a float format, that agrees ten times better."""
-    mine = f.report.agreement.relative_rmse
     siblings = [(name, other) for name, other in f.others.items() if other.precision not in _QUANTIZED]
-    return next(((n, other) for n, other in siblings if other.agreement.relative_rmse * _TEN_TIMES < mine), None)
+    return next(((name, other) for name, other in siblings if _rmse(other) * _TEN_TIMES < _rmse(f.report)), None)
+
+
+def _rmse(report: TargetReport) -> float:
+    """How far a target is from the float model; beyond any where there is none: no target of such a build has one."""
+    return report.agreement.relative_rmse if isinstance(report.agreement, MeasuredAgreement) else math.inf
 
 
 def _heaviest(f: Facts) -> OperatorCost | None:

@@ -9,10 +9,11 @@ from typing import Any
 
 from edgebuild.calibration.errors import Failure
 from edgebuild.device_tests.latency import Latency
+from edgebuild.export.formats import Precision
 from edgebuild.pipeline import gates
 from edgebuild.pipeline.config import LOWER_IS_BETTER, Metric, Project, TargetSettings
-from edgebuild.pipeline.engine import Outcome
 from edgebuild.pipeline.errors import OK, exit_code
+from edgebuild.pipeline.execution.engine import Outcome
 from edgebuild.pipeline.ingest import float_model
 from edgebuild.pipeline.plan import Export, Plan, Role
 from edgebuild.pipeline.report import (
@@ -21,11 +22,12 @@ from edgebuild.pipeline.report import (
     MeasuredAgreement,
     MetricFigure,
     ModelReport,
+    NoAgreement,
     NoLatency,
     Report,
     TargetReport,
 )
-from edgebuild.pipeline.store import digest_file
+from edgebuild.pipeline.storage.digests import digest_file
 from edgebuild.pipeline.task import tool_version
 from edgebuild.targets.evidence import Evidence, Figure
 from edgebuild.targets.placement import Placement, Unmapped
@@ -72,7 +74,7 @@ def _model(project: Project, plan: Plan, outcome: Outcome) -> ModelReport | None
         return None
     described = float_model.describe(outcome.results[plan.model])
     return ModelReport(
-        path=project.config.model,
+        path=project.config.model.path,
         sha256=plan.model_digest,
         source_format=described.source_format,
         parameters=described.parameters,
@@ -88,8 +90,8 @@ def _target(
     verified = _read(outcome.results[export.verified] / "verify.json")
     figures = {figure: Figure(**raw[figure]) for figure in _FIGURES}
     evidence: Evidence = "measured" if TARGETS[name].HOST_RUNS else "simulated"
-    agreement = MeasuredAgreement(**verified["agreement"], data=data, evidence=evidence)
-    metric = _metric(project.config.metric, verified["metric"], evidence)
+    agreement = _agreement(verified["agreement"], data, evidence)
+    metric = _metric(project.config.metric, verified["metric"], evidence, export.precision)
     placement = _placement(raw["placement"])
     memory = Memory(**{kind: Figure(**figure) for kind, figure in raw["memory"].items()})
     judged = gates.judge(
@@ -122,7 +124,13 @@ def _target(
     )
 
 
-def _metric(metric: Metric, found: Mapping[str, Any] | None, evidence: Evidence) -> MetricFigure:
+def _agreement(found: Mapping[str, Any] | None, data: Role, evidence: Evidence) -> MeasuredAgreement | NoAgreement:
+    if found is None:
+        return NoAgreement(note="the artifact is the source file itself: there is no float model to agree with")
+    return MeasuredAgreement(**found, data=data, evidence=evidence)
+
+
+def _metric(metric: Metric, found: Mapping[str, Any] | None, evidence: Evidence, precision: Precision) -> MetricFigure:
     higher = metric.higher_is_better if metric.higher_is_better is not None else metric.name not in LOWER_IS_BETTER
     if found is None:
         return MetricFigure(
@@ -136,6 +144,12 @@ def _metric(metric: Metric, found: Mapping[str, Any] | None, evidence: Evidence)
             note="there is no evaluation data",
         )
     note = "" if evidence == "measured" else "tflite-runtime's CPU kernels stand in for the target"
+    if found["float"] is None and precision == "float32":  # The source file is the float model.
+        found = {**found, "float": found["target"]}
+    if found["float"] is None:
+        unknown = "there is no float model to hold the artifact against"
+        note = f"{note}; {unknown}" if note else unknown
+        return MetricFigure(name=metric.name, higher_is_better=higher, drop=None, evidence=evidence, note=note, **found)
     drop = found["float"] - found["target"] if higher else found["target"] - found["float"]
     return MetricFigure(name=metric.name, higher_is_better=higher, drop=drop, evidence=evidence, note=note, **found)
 

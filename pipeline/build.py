@@ -25,18 +25,19 @@ from edgebuild.device_tests import latency as method
 from edgebuild.device_tests.errors import DeviceError
 from edgebuild.device_tests.latency import Latency
 from edgebuild.device_tests.registry import TRANSPORTS
-from edgebuild.pipeline import assemble, manifest, publish
-from edgebuild.pipeline import explain as explaining
+from edgebuild.pipeline import assemble, manifest, publish, reruns
 from edgebuild.pipeline import plan as planning
 from edgebuild.pipeline.config import Project
-from edgebuild.pipeline.engine import Event, Outcome, Runner, execute, survey
-from edgebuild.pipeline.explain import Why
+from edgebuild.pipeline.execution.engine import Event, Outcome, Runner, execute, survey
+from edgebuild.pipeline.execution.workers import Limits
 from edgebuild.pipeline.plan import Plan
 from edgebuild.pipeline.report import NoLatency, Report
-from edgebuild.pipeline.shared_store import default_store
-from edgebuild.pipeline.store import Store, digest_file, session
+from edgebuild.pipeline.reruns import Why
+from edgebuild.pipeline.storage.digests import digest_file
+from edgebuild.pipeline.storage.sessions import session
+from edgebuild.pipeline.storage.shared_store import default_store
+from edgebuild.pipeline.storage.store import Store
 from edgebuild.pipeline.task import Task
-from edgebuild.pipeline.workers import Limits
 from edgebuild.targets.registry import TARGETS
 
 
@@ -194,7 +195,7 @@ def _whys(
     """Reasons against what `out` records of the build before this one; to be asked for before that is replaced."""
     before = manifest.read(out)
     counts = partial(_sample_count, store)
-    return explaining.explain(before.stages if before else {}, tasks, ran, damaged=damaged, samples=counts)
+    return reruns.explain(before.stages if before else {}, tasks, ran, damaged=damaged, samples=counts)
 
 
 def _sample_count(store: Store, key: str) -> int | None:

@@ -18,9 +18,9 @@ from typing import Final
 
 from edgebuild.export import flatbuffer
 from edgebuild.export.errors import ModelError
-from edgebuild.export.flatbuffer import Flatbuffer
+from edgebuild.export.flatbuffer import Flatbuffer, Operator
 from edgebuild.pipeline.errors import GATE_EXIT_CODES, OK, ConfigError
-from edgebuild.targets.placement import Placement
+from edgebuild.targets.placement import Placement, Unmapped
 from edgebuild.targets.registry import TARGETS, target
 
 NOWHERE: Final = "nowhere"
@@ -69,9 +69,12 @@ def check(path: Path, targets: Sequence[str] = (), *, min_mapped: float | None =
     on whatever it has.
 
     Raises:
-        ModelError: the file can't be read.
+        ConfigError: it is no .tflite file, or `min_mapped` is no share.
+        ModelError: it can't be read.
         UnknownTargetError: there is no such target.
     """
+    if min_mapped is not None and not 0 <= min_mapped <= 1:  # Nothing is less than nan: it would pass everything.
+        raise ConfigError(f"min_mapped is {min_mapped:g}, which is no share", action="give a number from 0 to 1")
     names = tuple(dict.fromkeys(targets)) or tuple(TARGETS)
     modules = {name: target(name) for name in names}
     model = _read(path)
@@ -94,19 +97,20 @@ def _read(path: Path) -> Flatbuffer:
 
 def _target(model: Flatbuffer, placement: Placement, min_mapped: float | None, *, asked: bool) -> TargetCheck:
     lost = {entry.operator: entry for entry in placement.unmapped}
-    rows = tuple(
-        Row(
-            operator=operator.index,
-            kind=operator.kind,
-            tensor=next((model.main.tensors[i].name for i in operator.outputs if i >= 0), ""),
-            runs_on=placement.accelerator if operator.index not in lost else placement.fallback or NOWHERE,
-            reason=lost[operator.index].reason if operator.index in lost else "",
-            suggestion=lost[operator.index].suggestion if operator.index in lost else "",
-        )
-        for operator in model.main.operators
-    )
+    rows = tuple(_row(model, operator, placement, lost.get(operator.index)) for operator in model.main.operators)
     problem = _problem(placement, min_mapped, asked=asked)
     return TargetCheck(placement=placement, mapped_share=placement.mapped_share, rows=rows, problem=problem)
+
+
+def _row(model: Flatbuffer, operator: Operator, placement: Placement, lost: Unmapped | None) -> Row:
+    return Row(
+        operator=operator.index,
+        kind=operator.kind,
+        tensor=next((model.main.tensors[i].name for i in operator.outputs if i >= 0), ""),
+        runs_on=placement.accelerator if lost is None else placement.fallback or NOWHERE,
+        reason=lost.reason if lost else "",
+        suggestion=lost.suggestion if lost else "",
+    )
 
 
 def _problem(placement: Placement, min_mapped: float | None, *, asked: bool) -> str:

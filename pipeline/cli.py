@@ -6,7 +6,7 @@ import signal
 import sys
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import click
 
@@ -57,6 +57,7 @@ def _target_names(_: click.Context, __: click.Parameter, incomplete: str) -> lis
     return [name for name in TARGETS if name.startswith(incomplete)]
 
 
+_Command: TypeAlias = "Callable[..., int]"
 _EXPORTS: Final = (
     click.option("--junit", type=click.Path(path_type=Path, dir_okay=False), help="Write JUnit XML: a case a gate."),
     click.option("--sarif", type=click.Path(path_type=Path, dir_okay=False), help="Write SARIF: placement and gates."),
@@ -64,11 +65,26 @@ _EXPORTS: Final = (
 )
 
 
-def _export_options(command: Callable[..., int]) -> Callable[..., int]:
-    """Add `--junit`, `--sarif` and `--markdown`."""
-    for option in reversed(_EXPORTS):
-        command = option(command)
-    return command
+_CODE: Final = (
+    click.option("--custom", multiple=True, metavar="MODULE", help="Import a module that registers Keras layers."),
+    click.option("--trust-model-code", is_flag=True, help="Let code inside the model file run, such as Lambda layers."),
+)
+_READING: Final = (
+    click.option("--signature", default="", help="Which of a SavedModel's signatures."),
+    click.option("--input-shape", "input_shapes", multiple=True, metavar="NAME=1,3,224,224", help="Fix an open shape."),
+    *_CODE,
+)
+
+
+def _add(options: Sequence[Callable[[_Command], _Command]]) -> Callable[[_Command], _Command]:
+    """Add options that several commands share."""
+
+    def added(command: _Command) -> _Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return added
 
 
 @click.group(cls=_DefaultToBuild, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -112,13 +128,14 @@ def cli(ctx: click.Context, *, debug: bool) -> None:
 )
 @click.option("--dry-run", is_flag=True, help="Show the plan and what the store holds; run nothing.")
 @click.option("--explain", is_flag=True, help="Say why each stage ran, or with --dry-run would run.")
+@_add(_CODE)
 @click.option("--no-cache", is_flag=True, help="Use nothing from the store and leave nothing there.")
 @click.option("-j", "--jobs", type=click.IntRange(min=1), help="Tasks side by side. [default: cores]")
 @click.option("--scheduler", metavar="ADDRESS", help="Run the stages on a Dask scheduler: tcp://host:8786.")
 @click.option("--seed", type=click.IntRange(min=0), help="Override the configuration's seed.")
 @click.option("--json", "as_json", is_flag=True, help="The report on stdout, all else on stderr.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress; failures only.")
-@_export_options
+@_add(_EXPORTS)
 @click.pass_obj
 def build(debug: bool, /, **options: Any) -> int:  # noqa: FBT001 - click passes its object by position
     """Build verified artifacts from edgebuild.yaml."""
@@ -135,6 +152,7 @@ def build(debug: bool, /, **options: Any) -> int:  # noqa: FBT001 - click passes
 @click.option("--evaluation", metavar="DATA", help="Labelled samples, likewise.")
 @click.option("-o", "--out", type=click.Path(path_type=Path), default="edgebuild.yaml", show_default=True)
 @click.option("--force", is_flag=True, help="Replace a file that is there.")
+@_add(_READING)
 def init(model: Path, **options: Any) -> int:
     """Look at MODEL and write a commented edgebuild.yaml."""
     from edgebuild.pipeline.commands import models
@@ -169,12 +187,13 @@ def demo(debug: bool, /, folder: Path, jobs: int | None) -> int:  # noqa: FBT001
 
 @cli.command()
 @click.argument("model", type=click.Path(path_type=Path))
+@_add(_READING)
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
-def inspect(model: Path, *, as_json: bool) -> int:
+def inspect(model: Path, **options: Any) -> int:
     """Show MODEL's inputs, outputs, operators, parameters and multiply-accumulates, layer by layer."""
     from edgebuild.pipeline.commands import models
 
-    return models.inspect(model, as_json=as_json)
+    return models.inspect(model, **options)
 
 
 @cli.command()
@@ -270,7 +289,7 @@ def compare(a: Path, b: Path, **options: Any) -> int:
 
 @cli.command()
 @click.argument("folder", type=click.Path(path_type=Path), default="build")
-@_export_options
+@_add(_EXPORTS)
 def report(folder: Path, **files: Path | None) -> int:
     """Write the report of the finished build in FOLDER for other tools, or show its table; nothing is built."""
     from edgebuild.pipeline.commands import report as reporting
@@ -381,7 +400,9 @@ def run(arguments: list[str]) -> int:
         e.show()
         return 2
     except (click.Abort, KeyboardInterrupt):
-        click.echo("interrupted; what was finished is in the store, and the next build goes on from there", err=True)
+        kept = "--no-cache" not in arguments
+        goes_on = "; what was finished is in the store, and the next build goes on from there" if kept else ""
+        click.echo(f"interrupted{goes_on}", err=True)
         return 130
     except Failure as e:
         return _fail(e, debug="--debug" in arguments)

@@ -17,17 +17,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 from edgebuild.export.errors import ModelError
-from edgebuild.pipeline import finished, readings, regression, same_outputs
+from edgebuild.pipeline import finished
+from edgebuild.pipeline.comparison import readings, regression, same_outputs
+from edgebuild.pipeline.comparison.readings import WHOLE_MODEL, Readings
+from edgebuild.pipeline.comparison.regression import Difference, Held, Tolerance
+from edgebuild.pipeline.comparison.same_outputs import SameOutputs
 from edgebuild.pipeline.errors import OK, ConfigError, CrashError
 from edgebuild.pipeline.finished import Finished
-from edgebuild.pipeline.readings import WHOLE_MODEL, Readings
-from edgebuild.pipeline.regression import Difference, Held, Tolerance
 from edgebuild.pipeline.report import FailureReport, GateResult, Verdict
-from edgebuild.pipeline.same_outputs import SameOutputs
 
 if TYPE_CHECKING:
-    from edgebuild.pipeline.engine import Event
-    from edgebuild.pipeline.store import Store
+    from edgebuild.pipeline.execution.engine import Event
+    from edgebuild.pipeline.storage.store import Store
 
 Kind: TypeAlias = Literal["a build", "a flatbuffer", "a source model"]
 _ACTION: Final = "give two builds, two .tflite files, or a source model and a .tflite file"
@@ -97,6 +98,8 @@ def _kind(path: Path) -> Kind:
         raise ConfigError(f"there is nothing at {path}", action=_ACTION)
     if finished.is_build(path):
         return "a build"
+    if path.is_dir() and not (path / "saved_model.pb").is_file():
+        raise ConfigError(f"{path} holds neither a build nor a SavedModel", action="name the folder that a build wrote")
     return "a flatbuffer" if path.suffix == ".tflite" else "a source model"
 
 
@@ -131,7 +134,8 @@ def _only_one_holds(a: Finished, b: Finished) -> list[str]:
 
 
 def _flatbuffers(a: Path, b: Path, data: Path | None, tolerances: Sequence[Tolerance]) -> Comparison:
-    sides = [readings.of_flatbuffer(path.read_bytes(), same_outputs.read(path)) for path in (a, b)]
+    models = {path: same_outputs.read(path) for path in (a, b)}
+    sides = [readings.of_flatbuffer(path.read_bytes(), models[path]) for path in (a, b)]
     found, same, why = _differences(*sides), None, ""
     try:
         same = same_outputs.of_flatbuffers(a, b, data)
@@ -177,7 +181,8 @@ def _verdict(same: SameOutputs | None, limit: float) -> Verdict:
 def _with_source(
     source: Path, artifact: Path, data: Path | None, store: Store | None, on_event: Callable[[Event], None]
 ) -> Comparison:
-    from edgebuild.pipeline.store import Store, default_root
+    from edgebuild.pipeline.storage.location import default_root
+    from edgebuild.pipeline.storage.store import Store
 
     same = same_outputs.with_source(source, artifact, data, store or Store(default_root()), on_event)
     gate = GateResult(

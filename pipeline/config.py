@@ -30,6 +30,7 @@ from pydantic import (
     ConfigDict,
     Discriminator,
     Field,
+    Strict,
     Tag,
     ValidationError,
     field_validator,
@@ -48,6 +49,7 @@ METRICS: Final = ("top1", "top5", "auc", "mse", "mae")
 LOWER_IS_BETTER: Final = frozenset({"mse", "mae"})
 MAX_SEED: Final = 2**32 - 1  # What numpy takes.
 Positive: TypeAlias = Annotated[float, Field(gt=0)]
+Shape: TypeAlias = Annotated[tuple[Annotated[int, Field(gt=0, strict=True)], ...], Strict(strict=False)]
 Share: TypeAlias = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -66,6 +68,26 @@ def _or(kind: str) -> Callable[[dict[str, Any]], None]:
         schema["anyOf"] = [{"type": kind}, record]
 
     return extend
+
+
+class ModelSource(Record):
+    """The source model, and what its file leaves open."""
+
+    model_config = ConfigDict(json_schema_extra=_or("string"))
+
+    path: str
+    signature: str = Field(default="", description="of a SavedModel with several; `serving_default` where absent")
+    input_shapes: dict[str, Shape] = Field(
+        default_factory=dict, description="whole shapes, batch included, for sizes the model leaves open"
+    )
+    custom: tuple[str, ...] = Field(
+        default=(), strict=False, description="modules that register custom Keras layers when imported"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _plain(cls, value: object) -> object:
+        return {"path": value} if isinstance(value, str) else value
 
 
 class DataSource(Record):
@@ -193,7 +215,7 @@ class Device(Record):
 
 def _known_target(name: str) -> str:
     if name not in TARGETS:
-        raise ValueError(f"unknown target{_nearest(name, TARGETS)}")
+        raise ValueError(f"unknown target{nearest(name, TARGETS)}")
     return name
 
 
@@ -206,7 +228,7 @@ def _none_yet(steps: tuple[dict[str, Any], ...]) -> tuple[dict[str, Any], ...]:
 class Config(Record):
     """A whole `edgebuild.yaml`."""
 
-    model: str
+    model: ModelSource
     data: Data = Data()
     metric: Metric = Metric()
     compress: Annotated[tuple[dict[str, Any], ...], AfterValidator(_none_yet)] = Field(
@@ -240,6 +262,7 @@ class Config(Record):
 
 
 _RECORDS: Final[dict[str, type[BaseModel]]] = {
+    "model": ModelSource,
     "data": Data,
     "calibration": DataSource,
     "evaluation": DataSource,
@@ -252,47 +275,77 @@ _RECORDS: Final[dict[str, type[BaseModel]]] = {
     "devices": Device,
 }
 
+_SHORTHANDS: Final = {
+    "model": "path",
+    "calibration": "source",
+    "evaluation": "source",
+    "training": "source",
+    "metric": "name",
+}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Project:
-    """A configuration and the folder its relative paths start from."""
+    """A configuration and the folder its relative paths start from.
+
+    `trust_model_code` is the user's word that code inside the model file may run; no configuration can give it.
+    """
 
     config: Config
     folder: Path
+    trust_model_code: bool = False
 
     @property
     def model(self) -> Path:
         """The source model."""
-        return self.folder / Path(self.config.model).expanduser()
+        return self.folder / Path(self.config.model.path).expanduser()
 
     def data(self, source: DataSource) -> Path:
         """The file or folder of a source that is not a function."""
         return self.folder / Path(source.source).expanduser()
 
 
-def load(path: Path, overrides: Sequence[str] = ()) -> Project:
+def load(
+    path: Path, overrides: Sequence[str] = (), *, custom: Sequence[str] = (), trust_model_code: bool = False
+) -> Project:
     """Read and check a configuration; `overrides` are `key.path=value`, values in YAML.
+
+    `custom` modules come after those that the configuration names.
 
     Raises:
         ConfigError: it is missing, no YAML, or says something that can't be; every error at once.
     """
-    try:
-        raw = read_yaml(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as e:
-        raise ConfigError(
-            f"there is no {path}", action="write one with `edgebuild init MODEL`, or name one with --config"
-        ) from e
-    except (OSError, ValueError, yaml.YAMLError) as e:  # ValueError: no UTF-8, or a date such as 2024-13-01.
-        raise ConfigError(f"{path} can't be read", cause=" ".join(str(e).split()), action="mend the YAML") from e
+    raw = read_file(path, "write one with `edgebuild init MODEL`, or name one with --config")
     if not isinstance(raw, dict):
         raise ConfigError(
             f"{path} holds no settings", action="start with `model:` and `targets:`, see `edgebuild schema`"
         )
     for override in overrides:
         _override(raw, override)
-    project = Project(config=parse(raw, str(path)), folder=path.absolute().parent)
+    if custom:
+        named = parse(raw, str(path)).model.custom
+        _override(raw, f"model.custom=[{', '.join(dict.fromkeys((*named, *custom)))}]")
+    project = Project(config=parse(raw, str(path)), folder=path.absolute().parent, trust_model_code=trust_model_code)
     _require_files(project, str(path))
     return project
+
+
+def read_file(path: Path, if_missing: str) -> Any:
+    """The plain data of a YAML file; `if_missing` is what to do where there is none.
+
+    Raises:
+        ConfigError: it is missing, can't be read, or is no YAML.
+    """
+    try:
+        return read_yaml(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as e:
+        raise ConfigError(f"there is no {path}", action=if_missing) from e
+    except OSError as e:
+        raise ConfigError(
+            f"{path} can't be read", cause=e.strerror or str(e), action="name a YAML file that you may read"
+        ) from e
+    except (ValueError, yaml.YAMLError) as e:  # ValueError: no UTF-8, or a date such as 2024-13-01.
+        raise ConfigError(f"{path} can't be read", cause=" ".join(str(e).split()), action="mend the YAML") from e
 
 
 def parse(raw: object, origin: str = NAME) -> Config:
@@ -328,7 +381,7 @@ def _refusals(name: str, settings: TargetSettings) -> Iterator[str]:
     if settings.board is not None and name != "mcu":
         yield f"{name}.board: only mcu has boards"
     elif isinstance(settings.board, str) and settings.board not in (boards := _boards()):
-        yield f"{name}.board: unknown board{_nearest(settings.board, boards)}"
+        yield f"{name}.board: unknown board{nearest(settings.board, boards)}"
 
 
 def _boards() -> tuple[str, ...]:
@@ -339,10 +392,12 @@ def _problems(error: ErrorDetails) -> list[str]:
     """A line for each thing that is wrong, keys as they stand in the file: pydantic's marks of branches left out."""
     key = ".".join(part for part in map(str, error["loc"]) if part not in ("[key]", "(name)", "(own)"))
     if error["type"] == "extra_forbidden":
-        return [f"{key}: unknown key{_nearest(str(error['loc'][-1]), _allowed(error['loc'][:-1]))}"]
+        return [f"{key}: unknown key{nearest(str(error['loc'][-1]), _allowed(error['loc'][:-1]))}"]
     if error["type"] == "missing":
         return [f"{key}: required, and missing"]
     message = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "model_type":  # It names our class.
+        message = f"Input should be {'a text or keys' if key.rpartition('.')[2] in _SHORTHANDS else 'keys'}"
     if key == "targets" and error["type"] == "value_error":
         return [f"targets.{line}" for line in message.splitlines()]
     given = "" if error["type"] == "value_error" else f", not {error['input']!r}"
@@ -358,7 +413,8 @@ def _allowed(location: Sequence[int | str]) -> Sequence[str]:
     return tuple(record.model_fields)
 
 
-def _nearest(name: str, allowed: Iterable[str]) -> str:
+def nearest(name: str, allowed: Iterable[str]) -> str:
+    """The end of a message about an unknown name: the nearest allowed one, or all."""
     names = list(allowed)
     close = difflib.get_close_matches(name, names, 1, 0.5)
     return f"; did you mean {close[0]}?" if close else f"; there are {', '.join(names)}"
@@ -366,21 +422,32 @@ def _nearest(name: str, allowed: Iterable[str]) -> str:
 
 def _override(raw: dict[str, Any], override: str) -> None:
     key, sign, value = override.partition("=")
-    if not sign or not all(key.split(".")):
+    parents, last = _split(key)
+    if not sign or not all((*parents, last)):
         raise ConfigError(f"--set {override} is not key.path=value", action="write --set gates.min_metric=0.9")
-    *parents, last = key.split(".")
     for parent in parents:
         if raw.get(parent) is None:  # Absent, or empty as in `cpu:`.
             raw[parent] = {}
+        if parent in _SHORTHANDS and isinstance(raw[parent], str):
+            raw[parent] = {_SHORTHANDS[parent]: raw[parent]}
         raw = raw[parent]
         if not isinstance(raw, dict):
             raise ConfigError(f"--set {override}: '{parent}' holds a value, not keys")
     try:
-        raw[last] = yaml.safe_load(value)
+        raw[last] = read_yaml(value)
     except (ValueError, yaml.YAMLError) as e:
         raise ConfigError(
             f"--set {override}: the value is no YAML", cause=" ".join(str(e).split()), action="quote it as YAML needs"
         ) from e
+
+
+def _split(key: str) -> tuple[list[str], str]:
+    """The keys above the last, and the last: an input's name may hold dots of its own."""
+    start, shapes, name = key.partition("model.input_shapes.")
+    if shapes and not start:
+        return ["model", "input_shapes"], name
+    *parents, last = key.split(".")
+    return parents, last
 
 
 def _require_files(project: Project, origin: str) -> None:

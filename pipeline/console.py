@@ -18,10 +18,10 @@ from edgebuild.calibration.errors import Failure
 from edgebuild.device_tests.latency import Latency
 from edgebuild.device_tests.profile import ModelProfile
 from edgebuild.pipeline.doctor import Finding
-from edgebuild.pipeline.engine import Event
 from edgebuild.pipeline.errors import ConfigError, MismatchError
-from edgebuild.pipeline.explain import Why
+from edgebuild.pipeline.execution.engine import Event
 from edgebuild.pipeline.report import FailureReport, GateResult, Report, TargetReport
+from edgebuild.pipeline.reruns import Why
 from edgebuild.targets.evidence import Evidence, Figure
 from edgebuild.targets.profile import Profile
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgebuild.export.flatbuffer import Flatbuffer, Operator, Tensor
-from edgebuild.pipeline.inspection import macs
+from edgebuild.export.recognise import macs
 
 _NOT_IN_ARENA: Final = ("string", "resource", "variant")
 _SCALE_BYTES: Final = 4 + 8  # A float32 scale and an int64 zero point.
@@ -57,10 +57,7 @@ def of_operators(model: Flatbuffer) -> tuple[OperatorCost, ...]:
     """Every operator of the main subgraph, the one with most multiply-accumulates first, then with most weights."""
     operators = model.main.operators
     work = {op.index: macs(model, op) for op in operators}
-    weights = {
-        op.index: sum(tensor.data.nbytes for tensor in _constants(model, op) if tensor.data is not None)
-        for op in operators
-    }
+    weights = {op.index: sum(constant.nbytes for constant in _constants(model, op)) for op in operators}
     all_work, all_weights = sum(work.values()), sum(weights.values())
     found = (
         OperatorCost(

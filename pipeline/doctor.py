@@ -18,8 +18,8 @@ from packaging.specifiers import SpecifierSet
 
 from edgebuild.calibration.errors import Failure
 from edgebuild.pipeline.errors import OK
-from edgebuild.pipeline.shared_store import INSTALL, SharedStore, default_store
-from edgebuild.pipeline.store import CACHE_VARIABLE, default_root
+from edgebuild.pipeline.storage.location import CACHE_VARIABLE, default_root
+from edgebuild.pipeline.storage.shared_store import INSTALL, SharedStore, default_store
 
 Status: TypeAlias = Literal["ok", "missing", "optional"]
 _MISSING_TOOL: Final = 9

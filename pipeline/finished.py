@@ -12,7 +12,7 @@ from edgebuild.export.flatbuffer import Flatbuffer
 from edgebuild.pipeline import report as reports
 from edgebuild.pipeline.errors import ConfigError
 from edgebuild.pipeline.report import Report, TargetReport
-from edgebuild.pipeline.store import digest_file
+from edgebuild.pipeline.storage.digests import digest_file
 from edgebuild.targets import registry
 
 _REPORT: Final = "report.json"
@@ -78,7 +78,8 @@ def load(path: Path) -> Finished:
     """
     file = path / _REPORT if path.is_dir() else path
     content = _read(file)
-    if isinstance(listed := content.get("outputs"), dict):  # A manifest names files; the figures stand in the report.
+    listed = content.get("outputs")
+    if file.name != _REPORT and isinstance(listed, dict):  # A manifest names files; the figures stand in the report.
         finished = load(file.parent)
         _require_same(file, listed, finished.report)
         return finished

@@ -19,5 +19,5 @@ def frozen(folder: Path) -> Path:
     """
     place = Path(tempfile.mkdtemp(prefix="frozen-"))  # In the worker's own scratch folder.
     described = float_model.describe(folder)
-    convert.freeze(float_model.load(folder), described.inputs, described.outputs, place)
+    convert.freeze(float_model.load(folder), described.inputs, described.outputs, place, batched=described.batched)
     return place

@@ -11,7 +11,7 @@ from edgebuild.export.agreement import Agreement
 from edgebuild.export.formats import Precision
 from edgebuild.pipeline.config import Board, Gates, TargetSettings
 from edgebuild.pipeline.errors import GATE_EXIT_CODES, INCONCLUSIVE_LATENCY, OK
-from edgebuild.pipeline.report import GateResult, MetricFigure, NoLatency, Verdict
+from edgebuild.pipeline.report import GateResult, MetricFigure, NoAgreement, NoLatency, Verdict
 from edgebuild.targets.evidence import Figure
 from edgebuild.targets.placement import Placement
 from edgebuild.targets.profile import load_profile
@@ -36,16 +36,19 @@ def judge(
     gates: Gates,
     *,
     size_bytes: Figure,
-    agreement: Agreement,
+    agreement: Agreement | NoAgreement,
     metric: MetricFigure,
     placement: Placement,
     memory: Memory,
     latency: Latency | NoLatency,
 ) -> tuple[GateResult, ...]:
-    """Every configured gate of a target, and `agreement`, which always holds; a board's own memory is a limit too."""
+    """Every configured gate of a target; a board's own memory is a limit too.
+
+    `agreement` is a gate wherever something was converted.
+    """
     ram_kib, flash_kib = _board_kib(settings.board)
     return (
-        _at_most("agreement", "metric", AGREEMENT_LIMITS[precision], agreement.relative_rmse),
+        *_agreement(precision, agreement),
         *_metric(gates, metric),
         *_size("max_size_kib", "size", settings.max_size_kib or gates.max_size_kib, size_bytes),
         *_size("max_arena_kib", "memory", _least(settings.max_arena_kib, ram_kib), memory.arena_bytes),
@@ -84,6 +87,11 @@ def _code(result: GateResult) -> int:
 def _at_most(name: str, kind: str, limit: float, value: float, note: str = "") -> GateResult:
     holds = value <= limit or math.isclose(value, limit, rel_tol=_ROUNDING)
     return _result(name, kind, limit, value, "pass" if holds else "fail", note)
+
+
+def _agreement(precision: Precision, agreement: Agreement | NoAgreement) -> Iterator[GateResult]:
+    if isinstance(agreement, Agreement):
+        yield _at_most("agreement", "metric", AGREEMENT_LIMITS[precision], agreement.relative_rmse)
 
 
 def _metric(gates: Gates, metric: MetricFigure) -> Iterator[GateResult]:

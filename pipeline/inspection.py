@@ -5,13 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
+from edgebuild.export import recognise
 from edgebuild.export.errors import ModelError
 from edgebuild.export.flatbuffer import Flatbuffer, Operator, Tensor, read
-from edgebuild.pipeline.engine import Event, execute
-from edgebuild.pipeline.ingest import float_model
+from edgebuild.pipeline.execution.engine import Event, execute
+from edgebuild.pipeline.ingest import fitness, float_model
+from edgebuild.pipeline.ingest.fitness import Fitness
+from edgebuild.pipeline.ingest.source import Options
 from edgebuild.pipeline.plan import model_task
-from edgebuild.pipeline.store import Store, default_root
+from edgebuild.pipeline.storage.location import default_root
+from edgebuild.pipeline.storage.store import Store
+
+_PLAIN: Final = Options()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,7 +32,10 @@ class End:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Node:
-    """A layer or operator; `macs` is multiply-accumulates for one sample, of convolutions and matrix products alone."""
+    """A layer or operator; `macs` is multiply-accumulates for one sample, of convolutions and matrix products alone.
+
+    `fitness` is what compression can do with it; None for an operator of a flatbuffer, where nothing can be trained.
+    """
 
     index: int
     name: str
@@ -33,11 +43,12 @@ class Node:
     shape: tuple[int, ...]
     parameters: int
     macs: int
+    fitness: Fitness | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Summary:
-    """A whole model."""
+    """A whole model; `notes` tell what came in otherwise than one would wish."""
 
     format: str
     inputs: tuple[End, ...]
@@ -45,9 +56,21 @@ class Summary:
     nodes: tuple[Node, ...]
     parameters: int
     macs: int
+    notes: tuple[str, ...] = ()
+
+    @property
+    def prunable_parameters(self) -> int | None:
+        """Weights in layers that can be pruned; None where nothing can be trained."""
+        judged = [node for node in self.nodes if node.fitness is not None]
+        return sum(node.parameters for node in judged if node.fitness and node.fitness.prunable) if judged else None
 
 
-def inspect(path: Path, on_event: Callable[[Event], None] = lambda _: None, store: Store | None = None) -> Summary:
+def inspect(
+    path: Path,
+    on_event: Callable[[Event], None] = lambda _: None,
+    store: Store | None = None,
+    options: Options = _PLAIN,
+) -> Summary:
     """Describe a model of any supported format; a source model is ingested, so a build that follows starts ahead.
 
     Raises:
@@ -58,7 +81,7 @@ def inspect(path: Path, on_event: Callable[[Event], None] = lambda _: None, stor
     from edgebuild.pipeline.ingest.load import source_format
 
     source_format(path)
-    task = model_task(path)
+    task = model_task(path, options)
     outcome = execute({task.key: task}, [task.key], store or Store(default_root()), jobs=1, on_event=on_event)
     if task.key in outcome.failures:
         raise outcome.failures[task.key]
@@ -81,17 +104,20 @@ def _of_float_model(described: float_model.Description) -> Summary:
             shape=_plain(layer.output_shape),
             parameters=layer.parameters,
             macs=layer.macs,
+            fitness=fitness.of(layer.kind, layer.parameters),
         )
         for index, layer in enumerate(described.layers)
     )
+    ends, batch = described.source_inputs, (-1,) if described.batched else ()
     outputs = zip(described.outputs, described.output_shapes, strict=True)
     return Summary(
         format=described.source_format,
-        inputs=tuple(End(name=spec.name, dtype=spec.dtype, shape=(-1, *spec.shape)) for spec in described.inputs),
+        inputs=tuple(End(name=spec.name, dtype=spec.dtype, shape=(*batch, *spec.shape)) for spec in ends),
         outputs=tuple(End(name=name, dtype="float32", shape=_plain(shape)) for name, shape in outputs),
         nodes=nodes,
         parameters=described.parameters,
         macs=sum(node.macs for node in nodes),
+        notes=described.notes,
     )
 
 
@@ -109,36 +135,14 @@ def _of_flatbuffer(model: Flatbuffer) -> Summary:
 
 def _node(model: Flatbuffer, operator: Operator) -> Node:
     output = model.main.tensors[operator.outputs[0]] if operator.outputs else None
-    learned = {tensor.index for tensor in model.weights}
-    constants = [model.main.tensors[i] for i in operator.inputs if i in learned]
     return Node(
         index=operator.index,
         name=output.name if output else "",
         kind=operator.kind,
         shape=output.shape if output else (),
-        parameters=sum(tensor.elements for tensor in constants),
-        macs=macs(model, operator),
+        parameters=recognise.parameters(model, operator),
+        macs=recognise.macs(model, operator),
     )
-
-
-def macs(model: Flatbuffer, operator: Operator) -> int:
-    """Multiply-accumulates of one operator: outputs times what each of them sums over; 0 for other kinds."""
-    if len(operator.inputs) < 2 or not operator.outputs:
-        return 0
-    tensors = model.main.tensors
-    output = tensors[operator.outputs[0]].elements
-    weights = tensors[operator.inputs[1]].shape
-    if operator.kind == "CONV_2D" and len(weights) == 4:  # [out, height, width, in]
-        return output * weights[1] * weights[2] * weights[3]
-    if operator.kind == "DEPTHWISE_CONV_2D" and len(weights) == 4:  # [1, height, width, out]
-        return output * weights[1] * weights[2]
-    if operator.kind == "FULLY_CONNECTED" and len(weights) == 2:  # [out, in]
-        return output * weights[1]
-    if operator.kind == "TRANSPOSE_CONV" and len(operator.inputs) > 2 and len(weights) == 4:
-        return tensors[operator.inputs[2]].elements * weights[0] * weights[1] * weights[2]
-    if operator.kind == "BATCH_MATMUL" and tensors[operator.inputs[0]].shape:
-        return output * tensors[operator.inputs[0]].shape[-2 if operator.options.get("adjX") else -1]
-    return 0
 
 
 def _end(name: str, tensor: Tensor) -> End:

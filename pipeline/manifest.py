@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from edgebuild.pipeline.config import Project
-from edgebuild.pipeline.engine import Outcome
+from edgebuild.pipeline.execution.engine import Outcome
 from edgebuild.pipeline.plan import UNTIL, Plan
 from edgebuild.pipeline.stages import STAGES
-from edgebuild.pipeline.store import ENTRY, Store
+from edgebuild.pipeline.storage.store import ENTRY, Store
 from edgebuild.pipeline.task import Task, key_parts, tool_version
 
 NAME: Final = "manifest.json"

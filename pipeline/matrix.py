@@ -25,6 +25,7 @@ from typing import Annotated, Any, Final
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
 from edgebuild.calibration.errors import Failure
 from edgebuild.pipeline import build as building
@@ -32,13 +33,14 @@ from edgebuild.pipeline import config as configuration
 from edgebuild.pipeline import plan as planning
 from edgebuild.pipeline.build import BuildResult
 from edgebuild.pipeline.config import Project, Record
-from edgebuild.pipeline.engine import Event, Runner, execute
 from edgebuild.pipeline.errors import OK, ConfigError
+from edgebuild.pipeline.execution.engine import Event, Runner, execute
+from edgebuild.pipeline.execution.workers import Limits
 from edgebuild.pipeline.plan import Plan
-from edgebuild.pipeline.shared_store import default_store
-from edgebuild.pipeline.store import Store, session
+from edgebuild.pipeline.storage.sessions import session
+from edgebuild.pipeline.storage.shared_store import default_store
+from edgebuild.pipeline.storage.store import Store
 from edgebuild.pipeline.task import Task
-from edgebuild.pipeline.workers import Limits
 
 SCHEMA: Final = "edgebuild-matrix/1"
 
@@ -47,7 +49,9 @@ class Listed(Record):
     """One project of a matrix file."""
 
     config: str
-    name: Annotated[str, Field(min_length=1)] | None = Field(default=None, description="its folder's, where absent")
+    name: Annotated[str, Field(pattern="^[^/]+$")] | None = Field(
+        default=None, description="its folder's, where absent"
+    )
     targets: tuple[str, ...] = Field(default=(), strict=False, description="all that it configures, where absent")
     set: dict[str, Any] = Field(default_factory=dict, description="key.path: value, over its configuration")
     out: str | None = None
@@ -99,15 +103,7 @@ def load(path: Path) -> tuple[Entry, ...]:
     listed = _parse(path).projects
     names = [one.name or _default_name(path, one) for one in listed]
     _require_unique(path, "name", names, "give each a `name:` of its own")
-    loaded = [_load(path, one) for one in listed]
-    problems = [f"{name}: {found}" for name, found in zip(names, loaded, strict=True) if isinstance(found, ConfigError)]
-    if problems:
-        raise ConfigError(
-            f"{path}: {len(problems)} of {len(listed)} projects can't be used",
-            cause="\n".join(problems),
-            action="mend them, or take them out of the list; nothing was built",
-        )
-    projects = [found for found in loaded if isinstance(found, Project)]
+    projects = _projects(path, dict(zip(names, listed, strict=True)))
     neighbours = Counter(project.folder.resolve() for project in projects)
     outs = [
         _out(path, one, name, project, alone=neighbours[project.folder.resolve()] == 1)
@@ -167,15 +163,39 @@ def to_json(result: MatrixResult) -> str:
 
 
 def _parse(path: Path) -> MatrixFile:
+    raw = configuration.read_file(path, "write one that lists configurations under `projects:`")
     try:
-        return MatrixFile.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+        return MatrixFile.model_validate(raw if isinstance(raw, dict) else {})
     except ValidationError as e:
-        problems = [f"{'.'.join(map(str, error['loc']))}: {error['msg']}" for error in e.errors(include_url=False)]
+        problems = [_problem(error) for error in e.errors(include_url=False)]
         raise ConfigError(
             f"{path} is no matrix of projects", cause="\n".join(problems), action="list them under `projects:`"
         ) from e
-    except (OSError, ValueError, yaml.YAMLError) as e:
-        raise ConfigError(f"{path} can't be read", cause=" ".join(str(e).split()), action="mend the YAML") from e
+
+
+def _problem(error: ErrorDetails) -> str:
+    key = ".".join(map(str, error["loc"]))
+    if error["type"] == "extra_forbidden":
+        record = Listed if len(error["loc"]) > 1 else MatrixFile
+        return f"{key}: unknown key{configuration.nearest(str(error['loc'][-1]), record.model_fields)}"
+    if error["type"] in ("missing", "too_short"):
+        return f"{key}: required, and missing"
+    if error["type"] == "model_type":
+        return f"{key}: neither a configuration's path nor keys with `config:`, but {error['input']!r}"
+    return f"{key}: {error['msg'].removeprefix('Value error, ')}, not {error['input']!r}"
+
+
+def _projects(path: Path, listed: Mapping[str, Listed]) -> list[Project]:
+    """Every configuration, or all that keep one from being used."""
+    loaded = {name: _load(path, one) for name, one in listed.items()}
+    problems = [f"{name}: {found}" for name, found in loaded.items() if isinstance(found, ConfigError)]
+    if problems:
+        raise ConfigError(
+            f"{path}: {len(problems)} of {len(listed)} projects can't be used",
+            cause="\n".join(problems),
+            action="mend them, or take them out of the list; nothing was built",
+        )
+    return [found for found in loaded.values() if isinstance(found, Project)]
 
 
 def _load(path: Path, one: Listed) -> Project | ConfigError:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from edgebuild.device_tests.latency import Latency
-from edgebuild.pipeline.report import FailureReport, Report, TargetReport
+from edgebuild.pipeline.report import FailureReport, NoAgreement, Report, TargetReport
 from edgebuild.targets.evidence import Evidence, Figure, unavailable
 
 # What each code of the one table in `errors` means to somebody who reads no table.
@@ -189,7 +189,8 @@ def _metric_rows(t: TargetReport) -> dict[str, Row]:
     samples = f"on {m.n:,} evaluation samples; {'higher' if m.higher_is_better else 'lower'} is better"
     side = "" if not m.drop else "worse" if m.drop > 0 else "better"
     float_, target, drop = (
-        Figure(value=value, evidence=m.evidence, note=m.note) for value in (m.float, m.target, m.drop)
+        unavailable(m.note) if value is None else Figure(value=value, evidence=m.evidence, note=m.note)
+        for value in (m.float, m.target, m.drop)
     )
     return {
         "metric_float": _row(float_, f"{m.name}, float model", number_text, samples),
@@ -200,17 +201,18 @@ def _metric_rows(t: TargetReport) -> dict[str, Row]:
 
 def _agreement_rows(t: TargetReport) -> dict[str, Row]:
     a = t.agreement
-    rmse, cosine, largest = (
-        Figure(value=value, evidence=a.evidence) for value in (a.relative_rmse, a.cosine, a.max_abs)
-    )
-    top1 = unavailable("no output is a list of classes")
-    if a.top1 is not None:
-        top1 = Figure(value=a.top1, evidence=a.evidence)
-    samples = f"on {a.n:,} {a.data} samples"
-    meaning = f"error over the spread of the float model's outputs: 0 is exact, 1 no better than a constant; {samples}"
+    if isinstance(a, NoAgreement):
+        rmse = cosine = largest = top1 = unavailable(a.note)
+        samples = ""
+    else:
+        rmse, cosine, largest = (Figure(value=v, evidence=a.evidence) for v in (a.relative_rmse, a.cosine, a.max_abs))
+        classes = a.top1 is not None
+        top1 = Figure(value=a.top1, evidence=a.evidence) if classes else unavailable("no output is a list of classes")
+        samples = f"; on {a.n:,} {a.data} samples"
+    meaning = f"error over the spread of the float model's outputs: 0 is exact, 1 no better than a constant{samples}"
     return {
         "relative_rmse": _row(rmse, "Relative RMSE", number_text, meaning),
-        "top1": _row(top1, "Top-1 agreement", share_text, f"samples whose top class is the float model's; {samples}"),
+        "top1": _row(top1, "Top-1 agreement", share_text, f"samples whose top class is the float model's{samples}"),
         "cosine": _row(cosine, "Cosine", lambda x: f"{x:.6f}", "1 where outputs point the same way"),
         "max_abs": _row(largest, "Largest error", number_text, "in the output's own unit"),
     }

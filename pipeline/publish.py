@@ -9,16 +9,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from edgebuild.pipeline import cache, manifest, page, provenance, sbom
+from edgebuild.pipeline import manifest, page, provenance, sbom
 from edgebuild.pipeline import report as reports
 from edgebuild.pipeline.config import Project
-from edgebuild.pipeline.engine import Outcome
 from edgebuild.pipeline.errors import ConfigError
-from edgebuild.pipeline.locks import held
+from edgebuild.pipeline.execution.engine import Outcome
 from edgebuild.pipeline.manifest import Manifest
 from edgebuild.pipeline.plan import Plan
 from edgebuild.pipeline.report import Report
-from edgebuild.pipeline.store import Store, digest_file
+from edgebuild.pipeline.storage import references
+from edgebuild.pipeline.storage.digests import digest_file
+from edgebuild.pipeline.storage.locks import held
+from edgebuild.pipeline.storage.store import Store
 from edgebuild.targets.registry import TARGETS
 
 _CLAIM: Final = ".claim.json"  # What a build is about to put in place; gone when it has.
@@ -31,6 +33,11 @@ def previous(out: Path) -> Report | None:
         return reports.from_json((out / "report.json").read_bytes())
     except (OSError, ValueError):
         return None
+
+
+def is_unfinished(out: Path) -> bool:
+    """Whether a build was killed while it put its files into `out`."""
+    return (out / _CLAIM).is_file()
 
 
 def publish(out: Path, project: Project, plan: Plan, outcome: Outcome, report: Report) -> None:
@@ -51,8 +58,9 @@ def publish(out: Path, project: Project, plan: Plan, outcome: Outcome, report: R
             _put(out, project, plan, outcome, report, packaged)
     except OSError as e:
         raise ConfigError(f"{out} can't be written", cause=str(e), action="choose another --out, or free space") from e
-    for entry in list(outcome.results.values())[:1]:
-        cache.refer(Store.holding(entry), out / manifest.NAME)
+    entry = next(iter(outcome.results.values()), None)
+    if entry is not None:  # All of them lie in one store.
+        references.refer(Store.holding(entry), out / manifest.NAME)
 
 
 @contextmanager
@@ -94,7 +102,7 @@ def _put(
 
 def _require_ours(out: Path) -> None:
     """Nothing in the targets' folders but what an earlier build put there, finished or not."""
-    listed = {*_json(out / manifest.NAME, "outputs"), *_json(out / _CLAIM)}
+    listed = {*_paths(out / manifest.NAME, "outputs"), *_paths(out / _CLAIM)}
     for name in TARGETS:
         for file in sorted(_listing(out / name)):
             if f"{name}/{file}" not in listed:
@@ -105,7 +113,8 @@ def _require_ours(out: Path) -> None:
                 )
 
 
-def _json(path: Path, key: str = "") -> list[str]:
+def _paths(path: Path, key: str = "") -> list[str]:
+    """The paths that a JSON file lists, under `key` where one is given; none where it is no such file."""
     try:
         found = json.loads(path.read_bytes())
         return list(found[key] if key else found)
@@ -136,7 +145,7 @@ def _mirror(source: Path, destination: Path) -> None:
     if destination.is_dir() and _listing(source) == _listing(destination):
         return
     new, old = (destination.parent / _STAGING / f"{destination.name}.{age}" for age in ("new", "old"))
-    shutil.copytree(source, new)
+    _copy(source, new)
     if destination.exists():
         destination.rename(old)
     try:
@@ -145,6 +154,13 @@ def _mirror(source: Path, destination: Path) -> None:
         if old.exists():
             old.rename(destination)
         raise
+
+
+def _copy(source: Path, new: Path) -> None:
+    try:
+        shutil.copytree(source, new)
+    except shutil.Error as e:  # A list of every file that failed; the first says why.
+        raise OSError(e.args[0][0][2]) from e
 
 
 def _listing(folder: Path) -> Mapping[str, str]:

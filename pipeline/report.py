@@ -31,11 +31,20 @@ class MeasuredAgreement(Agreement):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class NoAgreement:
+    """Why there is no float model to agree with."""
+
+    note: str
+    evidence: Literal["unavailable"] = "unavailable"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MetricFigure:
     """The metric of the float model and of the target's artifact on `n` samples.
 
     `drop` is how much worse the artifact is, in the metric's unit: positive is worse, whichever way is better.
-    All are None where `evidence` is unavailable, and `note` says why.
+    All are None where `evidence` is unavailable, and `note` says why; `float` and `drop` are where there is no float
+    model.
     """
 
     name: str
@@ -96,7 +105,7 @@ class TargetReport:
     parameters: Figure
     sparsity: Figure
     unique_weights: Figure
-    agreement: MeasuredAgreement
+    agreement: MeasuredAgreement | NoAgreement
     metric: MetricFigure
     placement: Placement
     memory: Memory

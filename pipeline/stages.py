@@ -7,14 +7,16 @@ other stages in the store, or the user's own files. Each docstring says what a s
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from edgebuild.export.formats import IoType, Precision
+from edgebuild.pipeline.ingest.source import Options
 from edgebuild.pipeline.task import Stage
 
+_BATCH: Final = 64
 VECTORS: Final = 3  # Known answers that go with a firmware package.
 _PREFIX: Final = ":"  # numpy takes arrays as keywords, and a model may name an input `file`.
 
@@ -56,11 +58,18 @@ class PackageParameters:
     target: str
 
 
-def ingest(_: Nothing, inputs: Mapping[str, Path], out: Path) -> None:
+def ingest(options: Options, inputs: Mapping[str, Path], out: Path) -> None:
     """Source `model` -> a float model (see `ingest.float_model`)."""
     from edgebuild.pipeline.ingest import load
 
-    load.ingest(inputs["model"], out)
+    load.ingest(inputs["model"], out, options)
+
+
+def adopt(_: Nothing, inputs: Mapping[str, Path], out: Path) -> None:
+    """Source `model`, a flatbuffer -> `model.tflite`, `route.json`, `description.json`."""
+    from edgebuild.pipeline.ingest import adopted
+
+    adopted.adopt(inputs["model"], out)
 
 
 def samples(parameters: SamplesParameters, inputs: Mapping[str, Path], out: Path) -> None:
@@ -72,7 +81,8 @@ def samples(parameters: SamplesParameters, inputs: Mapping[str, Path], out: Path
     source = parameters.function or str(inputs["data"])
     arrays = loader.call(parameters.function) if parameters.function else loader.load(inputs["data"])
     checks.check(arrays, source)
-    matched = checks.match(arrays, float_model.describe(inputs["model"]).inputs, source)
+    described = float_model.describe(inputs["model"])
+    matched = described.to_model_layout(checks.match(arrays, described.source_inputs, source))
     if parameters.labels:
         matched |= {loader.LABELS: checks.labels(arrays, source)}
     save_arrays(out / "samples.npz", loader.choose(matched, parameters.count))
@@ -87,8 +97,8 @@ def reference(_: Nothing, inputs: Mapping[str, Path], out: Path) -> None:
     model, described = float_model.load(inputs["model"]), float_model.describe(inputs["model"])
     arrays = load_arrays(inputs["samples"] / "samples.npz")
     ordered = [arrays[spec.name] for spec in described.inputs]
-    batches = range(0, len(ordered[0]), 64)
-    results = [_forward(model, [array[i : i + 64] for array in ordered]) for i in batches]
+    batched = described.batched
+    results = [_forward(model, batch, batched=batched) for batch in _batches(ordered, model, batched=batched)]
     save_arrays(
         out / "outputs.npz",
         {
@@ -119,7 +129,10 @@ def convert(parameters: ConvertParameters, inputs: Mapping[str, Path], out: Path
 
 
 def verify(parameters: VerifyParameters, inputs: Mapping[str, Path], out: Path) -> None:
-    """`artifact`, `samples`, `reference` -> `verify.json` (agreement, metric) and `vectors.npz` (known answers)."""
+    """`artifact`, `samples`, `reference` -> `verify.json` (agreement, metric) and `vectors.npz` (known answers).
+
+    Without a `reference`, where the source is the artifact itself, there is no agreement and no float model's metric.
+    """
     from edgebuild.export import agreement
     from edgebuild.export.interpreter import Interpreter
     from edgebuild.pipeline import metrics
@@ -127,11 +140,14 @@ def verify(parameters: VerifyParameters, inputs: Mapping[str, Path], out: Path) 
     interpreter = Interpreter((inputs["artifact"] / "model.tflite").read_bytes())
     arrays = load_arrays(inputs["samples"] / "samples.npz")
     labels = arrays.pop("labels", None)
-    wanted = load_arrays(inputs["reference"] / "outputs.npz")
+    wanted = load_arrays(inputs["reference"] / "outputs.npz") if "reference" in inputs else None
     got = interpreter.predict(arrays)  # By name: the flatbuffer's order of outputs is its own.
-    result: dict[str, Any] = {"agreement": asdict(agreement.compare(wanted, got)), "metric": None}
+    result: dict[str, Any] = {"agreement": asdict(agreement.compare(wanted, got)) if wanted else None, "metric": None}
     if parameters.metric and labels is not None:
-        scores = [metrics.score(parameters.metric, outputs, labels, parameters.output) for outputs in (wanted, got)]
+        scores = [
+            metrics.score(parameters.metric, outputs, labels, parameters.output) if outputs else None
+            for outputs in (wanted, got)
+        ]
         result["metric"] = {"float": scores[0], "target": scores[1], "n": len(labels)}
     write_json(out / "verify.json", result)
     save_arrays(out / "vectors.npz", _vectors(interpreter, arrays))
@@ -162,6 +178,7 @@ STAGES: Final[dict[str, Stage]] = {
         Stage(
             name="ingest", version=1, function=ingest, worker="tensorflow", tools=("tensorflow", "tf-keras", "keras")
         ),
+        Stage(name="adopt", version=1, function=adopt, worker="light", tools=()),
         Stage(name="samples", version=1, function=samples, worker="light", tools=("numpy",)),
         Stage(name="reference", version=1, function=reference, worker="tensorflow", tools=("tensorflow", "tf-keras")),
         Stage(name="calibrate", version=1, function=calibrate, worker="tensorflow", tools=("tensorflow", "tf-keras")),
@@ -226,20 +243,28 @@ def _model_inputs(inputs: Mapping[str, Path]) -> dict[str, Any]:
     return arrays
 
 
-def _forward(model: Any, batch: list[Any]) -> list[Any]:
+def _batches(arrays: list[Any], model: Any, *, batched: bool) -> Iterator[list[Any]]:
+    """Samples as the model takes them: many at once, as many as its inputs are fixed to, or one if none is a batch."""
+    if not batched:
+        yield from (list(sample) for sample in zip(*arrays, strict=True))
+        return
+    size = model.inputs[0].shape[0] or _BATCH
+    yield from ([array[i : i + size] for array in arrays] for i in range(0, len(arrays[0]), size))
+
+
+def _forward(model: Any, batch: list[Any], *, batched: bool) -> list[Any]:
+    import numpy as np
     import tensorflow as tf
 
     outputs = model(batch[0] if len(batch) == 1 else batch, training=False)
-    return [output.numpy() for output in tf.nest.flatten(outputs)]
+    return [np.asarray(output) if batched else np.asarray(output)[None] for output in tf.nest.flatten(outputs)]
 
 
 def _vectors(interpreter: Any, arrays: Mapping[str, Any]) -> dict[str, Any]:
     """Native inputs and outputs of the first samples, named `0/in/<name>` and `0/out/<name>`."""
-    from edgebuild.export.interpreter import encode
-
     vectors: dict[str, Any] = {}
     for row in range(min(VECTORS, len(next(iter(arrays.values()))))):
-        encoded = {name: encode(arrays[name][row : row + 1], t) for name, t in interpreter.flatbuffer.inputs.items()}
+        encoded = interpreter.encoded(arrays, row)
         vectors |= {f"{row}/in/{name}": value for name, value in encoded.items()}
         vectors |= {f"{row}/out/{name}": value for name, value in interpreter.run(encoded).items()}
     return vectors

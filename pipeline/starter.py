@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Collection
 from pathlib import Path
 from typing import Final
 
 import yaml
 
+from edgebuild.pipeline.ingest import adopted
 from edgebuild.pipeline.inspection import End, Summary
 
 _TEMPLATE: Final = """\
@@ -19,39 +21,58 @@ model: {model}  # {format}, {parameters:,} parameters, {macs:,} multiply-accumul
 {inputs}
 
 data:
-{calibration}
-{evaluation}
+{data}
 
 metric: {metric}  # top1 top5 auc mse mae, or {{name: package.module:function, higher_is_better: true}}
 
 targets:
-  cpu: {{}}  # int8; or {{precision: float32}}, float16, dynamic, int16x8
-  gpu: {{}}  # float16
-  edgetpu: {{}}  # int8; io: uint8 where the camera gives bytes
-  mcu:  # int8
-    board: cortex-m4
-    # max_arena_kib: 64
-    # max_flash_kib: 256
-
+{targets}
 gates:
-  max_metric_drop: {max_drop}  # how much worse than the float model an artifact may be, absolute
+  {comment}max_metric_drop: {max_drop}  # how much worse than the float model an artifact may be, absolute
   # min_metric: 0.90
   # max_size_kib: 512
 """
 
 
-def config_text(summary: Summary, model: Path, folder: Path, *, calibration: str | None, evaluation: str | None) -> str:
+_TARGETS: Final = {
+    "cpu": "  cpu: {}  # int8; or {precision: float32}, float16, dynamic, int16x8\n",
+    "gpu": "  gpu: {}  # float16\n",
+    "edgetpu": "  edgetpu: {}  # int8; io: uint8 where the camera gives bytes\n",
+    "mcu": "  mcu:  # int8\n    board: cortex-m4\n    # max_arena_kib: 64\n    # max_flash_kib: 256\n",
+}
+
+
+def config_text(
+    summary: Summary,
+    model: Path,
+    folder: Path,
+    *,
+    calibration: str | None,
+    evaluation: str | None,
+    targets: Collection[str] = tuple(_TARGETS),
+) -> str:
     """The configuration for a model, to lie in `folder`; data that is not given stands there by its usual name."""
     metric = _metric(summary)
+    is_given = adopted.is_flatbuffer(model)  # It was calibrated, and its float model is not here.
+    roles = (
+        _data("calibration", calibration, folder, f"a few hundred typical inputs: {_arrays(summary)}"),
+        _data(
+            "evaluation",
+            evaluation,
+            folder,
+            f"{_arrays(summary) if is_given else 'the same'} and `labels`, {_labels(metric)}",
+        ),
+    )
     return _TEMPLATE.format(
         model=_relative(str(model), folder),
         format=summary.format,
         parameters=summary.parameters,
         macs=summary.macs,
         inputs="\n".join(f"#   {way} {_end(end)}" for way, end in _ends(summary)),
-        calibration=_data("calibration", calibration, folder, f"a few hundred typical inputs: {_arrays(summary)}"),
-        evaluation=_data("evaluation", evaluation, folder, f"the same and `labels`, {_labels(metric)}"),
+        data="\n".join(roles[is_given:]),
         metric=metric,
+        targets="".join(text for name, text in _TARGETS.items() if name in targets),
+        comment="# " if is_given else "",
         max_drop=0.01 if metric == "top1" else 1.0,
     )
 

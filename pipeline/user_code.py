@@ -15,7 +15,7 @@ from typing import Final
 
 from edgebuild.calibration.errors import DataError
 from edgebuild.pipeline.errors import ConfigError
-from edgebuild.pipeline.store import digest_tree
+from edgebuild.pipeline.storage.digests import digest_tree
 from edgebuild.pipeline.task import Source
 
 _BY_NAME: Final = frozenset({"import_module", "__import__"})

@@ -16,22 +16,24 @@ from typing import Final
 from edgebuild.calibration.errors import Failure
 from edgebuild.pipeline import build as building
 from edgebuild.pipeline import config as configuration
-from edgebuild.pipeline import explain, manifest, provenance, publish
+from edgebuild.pipeline import manifest, provenance, publish, reruns
 from edgebuild.pipeline import plan as planning
 from edgebuild.pipeline.config import Project
-from edgebuild.pipeline.engine import Event, Outcome
 from edgebuild.pipeline.errors import OK, ConfigError, MismatchError, exit_code
+from edgebuild.pipeline.execution.engine import Event, Outcome
 from edgebuild.pipeline.manifest import Manifest
 from edgebuild.pipeline.plan import Plan
-from edgebuild.pipeline.shared_store import default_store
-from edgebuild.pipeline.store import Store, digest_file
+from edgebuild.pipeline.storage.digests import digest_file
+from edgebuild.pipeline.storage.shared_store import default_store
+from edgebuild.pipeline.storage.store import Store
 
 _BUILD_AGAIN: Final = "do not ship it; build again"
+_CUT_SHORT: Final = "it was cut short while it put its files in place, and the manifest comes last"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verification:
-    """What was checked and what was found: `failures` decide, `changes` are inputs that are not what they were."""
+    """How many files were checked and what was found: `failures` decide, `changes` are inputs that are others now."""
 
     outputs: int
     rebuilt: bool
@@ -52,8 +54,8 @@ def verify(folder: Path) -> Verification:
     """
     recorded = _recorded(folder)
     try:
-        failures = (*_files(folder, recorded), *_extra(folder, recorded), *_report(folder, recorded))
-        failures = (*failures, *_statement(folder, recorded))
+        held = (check(folder, recorded) for check in (_files, _extra, _report, _statement))
+        failures = tuple(failure for found in held for failure in found)
     except OSError as e:
         raise ConfigError(f"{folder} can't be read", cause=str(e), action="check its permissions") from e
     return Verification(outputs=len(recorded.outputs), rebuilt=False, changes=(), failures=failures)
@@ -84,7 +86,7 @@ def verify_by_rebuilding(
         outcome = building.run_until(project, fresh, planning.UNTIL[-1], tuple(targets), jobs, on_event).outcome
         made = _Made(plan, outcome, fresh)
         failures = (
-            *{id(failure): failure for failure in outcome.failures.values()}.values(),
+            *outcome.causes,
             *made.against_folder(folder, recorded),
             *made.against_store(store or default_store()),
         )
@@ -94,6 +96,8 @@ def verify_by_rebuilding(
 
 def _recorded(folder: Path) -> Manifest:
     recorded = manifest.read(folder)
+    if recorded is None and publish.is_unfinished(folder):
+        raise ConfigError(f"the build in {folder} is unfinished", cause=_CUT_SHORT, action=_BUILD_AGAIN)
     if recorded is None:
         raise ConfigError(
             f"there is no manifest of this version of edgebuild in {folder}",
@@ -117,8 +121,12 @@ def _files(folder: Path, recorded: Manifest) -> Iterator[Failure]:
 
 
 def _extra(folder: Path, recorded: Manifest) -> Iterator[Failure]:
-    """What lies in a sub-folder and is not listed; beside the manifest a user may keep what they like."""
-    there = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if not file.is_dir()}
+    """What lies in a sub-folder and is not listed; beside the manifest a user may keep what they like.
+
+    A link to a folder counts too: what it leads to would be shipped.
+    """
+    files = (file for file in folder.rglob("*") if file.is_symlink() or not file.is_dir())
+    there = {file.relative_to(folder).as_posix() for file in files}
     for path in sorted(path for path in there - recorded.outputs.keys() if "/" in path):
         yield MismatchError(f"{path} is not of this build", cause="the manifest does not list it", action="remove it")
 
@@ -143,12 +151,12 @@ def _report(folder: Path, recorded: Manifest) -> Iterator[Failure]:
 def _statement(folder: Path, recorded: Manifest) -> Iterator[Failure]:
     try:
         subjects = json.loads((folder / provenance.NAME).read_bytes())["subject"]
-        stated = {subject["name"]: subject["digest"]["sha256"] for subject in subjects}
+        stated = sorted((str(subject["name"]), str(subject["digest"]["sha256"])) for subject in subjects)
     except (OSError, ValueError, KeyError, TypeError):
         yield MismatchError(f"{provenance.NAME} is missing, or is no statement", action="build again")
         return
-    if stated != recorded.outputs:
-        paths = ", ".join(sorted(dict(stated.items() ^ recorded.outputs.items())))
+    if stated != sorted(recorded.outputs.items()):
+        paths = _joined(sorted(path for path, _ in {*stated} ^ recorded.outputs.items()))
         yield MismatchError(
             f"{provenance.NAME} states other digests than the manifest", cause=paths, action="build again"
         )
@@ -170,7 +178,7 @@ def _project(config_path: Path, recorded: Manifest) -> Project:
 def _changes(recorded: Manifest, plan: Plan) -> Iterator[str]:
     """What decided the recorded build and is different now, once each."""
     new = plan.tasks.keys() - recorded.stages.keys()
-    own = (reason for why in explain.explain(recorded.stages, plan.tasks, new) for reason in why.own)
+    own = (reason for why in reruns.explain(recorded.stages, plan.tasks, new) for reason in why.own)
     yield from dict.fromkeys(own)
 
 
@@ -183,20 +191,22 @@ class _Made:
     def against_folder(self, folder: Path, recorded: Manifest) -> Iterator[Failure]:
         """Every artifact that is not the same bytes, with the stage that made it."""
         for name, export in self._plan.exports.items():
-            if export.packaged not in self._outcome.results:
-                continue
-            made = self._outcome.results[export.packaged] / "files"
-            there = {f"{name}/{file.relative_to(made).as_posix()}" for file in made.rglob("*") if file.is_file()}
-            for path in sorted(there - recorded.outputs.keys()):
-                yield MismatchError(f"{path}: a rebuild makes it, the manifest does not list it", action="build again")
-            for path in (path for path in recorded.outputs if path.startswith(f"{name}/")):
-                new = made / path.removeprefix(f"{name}/")
-                if path not in there:
-                    yield MismatchError(f"{path}: a rebuild does not make it", action=_BUILD_AGAIN)
-                elif digest_file(new) != recorded.outputs[path]:  # The folder's own file is held to that already.
-                    where = _first_difference(folder / path, new)
-                    cause = f"{where}{self._maker(name, new)} made it{self._origin(name, recorded)}"
-                    yield MismatchError(f"{path}: a rebuild gives other bytes", cause=cause, action=_BUILD_AGAIN)
+            if export.packaged in self._outcome.results:  # What failed is told as its failure.
+                made = self._outcome.results[export.packaged] / "files"
+                yield from self._target(name, made, folder, recorded)
+
+    def _target(self, name: str, made: Path, folder: Path, recorded: Manifest) -> Iterator[Failure]:
+        there = {f"{name}/{file.relative_to(made).as_posix()}" for file in made.rglob("*") if file.is_file()}
+        for path in sorted(there - recorded.outputs.keys()):
+            yield MismatchError(f"{path}: a rebuild makes it, the manifest does not list it", action="build again")
+        for path in (path for path in recorded.outputs if path.startswith(f"{name}/")):
+            new = made / path.removeprefix(f"{name}/")
+            if path not in there:
+                yield MismatchError(f"{path}: a rebuild does not make it", action=_BUILD_AGAIN)
+            elif digest_file(new) != recorded.outputs[path]:  # The folder's own file is held to that already.
+                where = _first_difference(folder / path, new)
+                cause = f"{where}{self._maker(name, new)} made it{self._origin(name, recorded)}"
+                yield MismatchError(f"{path}: a rebuild gives other bytes", cause=cause, action=_BUILD_AGAIN)
 
     def _maker(self, target: str, file: Path) -> str:
         """The stage whose bytes a packaged file holds: the conversion's for the model itself."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
 
 from edgebuild.targets.edgetpu_rules import TABLE
 from edgebuild.targets.evidence import unavailable
@@ -25,9 +26,22 @@ PRECISIONS: tuple[Precision, ...] = ("int8",)
 IO_TYPES: tuple[IoType, ...] = ("int8", "uint8")
 HOST_RUNS: bool = False
 
+_COMPILED: Final = "edgetpu-custom-op"  # What edgetpu_compiler makes of all that it maps.
+_READ_OFF: Final = f"the file itself: edgetpu_compiler made all that it maps one {_COMPILED}"
+_LEFT: Final = Refusal(
+    reason="edgetpu_compiler left it on the CPU", suggestion="check the file that the compiler was given: it says why"
+)
+
 
 def place(model: Flatbuffer) -> Placement:
-    """Predict what the Edge TPU compiler maps, from its documented rules."""
+    """Predict what the Edge TPU compiler maps, from its documented rules; of a file that it made, read it off."""
+    compiled = {
+        operator.index for operator in model.main.operators if operator.is_custom and operator.kind == _COMPILED
+    }
+    if compiled:
+        left = {op.index: unmapped(op, model, _LEFT) for op in model.main.operators if op.index not in compiled}
+        found = predicted("edgetpu", "cpu", len(model.main.operators), left, _READ_OFF)
+        return replace(found, evidence="measured")
     lost = TABLE.refused(model)
     lost |= _stranded(model, lost.keys())
     return predicted("edgetpu", "cpu", len(model.main.operators), lost, TABLE.source)

@@ -160,6 +160,16 @@ def test_what_a_killed_build_had_not_published_yet_goes(tmp_path: Path) -> None:
     assert not listing(tmp_path)
 
 
+def test_a_copy_that_fails_tells_one_reason_in_words(tmp_path: Path) -> None:
+    """copytree gathers every file's in a list of tuples."""
+    source = tmp_path / "source"
+    source.mkdir()
+    for name in ("model.tflite", "placement.json"):
+        (source / name).symlink_to("nowhere")
+    with pytest.raises(OSError, match=r"^\[Errno 2\] No such file or directory: '[^']*'$"):
+        publish._copy(source, tmp_path / "new")
+
+
 def test_a_second_build_runs_nothing_and_changes_no_byte(kws: Build, run: Callable[..., Ended]) -> None:
     before = {path: (kws.out / path).stat().st_mtime_ns for path in listing(kws.out)}
     ended = run(cwd=kws.folder)

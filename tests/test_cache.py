@@ -10,11 +10,14 @@ from types import SimpleNamespace
 import pytest
 from conftest import Build, Ended, edgebuild
 
-from edgebuild.pipeline import cache
-from edgebuild.pipeline.cache import Criteria, Entry
 from edgebuild.pipeline.console import Narrator
 from edgebuild.pipeline.errors import ConfigError, StoreError, exit_code
-from edgebuild.pipeline.store import ENTRY, Store, session
+from edgebuild.pipeline.storage import collection, inventory, references
+from edgebuild.pipeline.storage.collection import Criteria
+from edgebuild.pipeline.storage.inventory import Entry
+from edgebuild.pipeline.storage.location import CACHE_VARIABLE, default_root
+from edgebuild.pipeline.storage.sessions import session
+from edgebuild.pipeline.storage.store import ENTRY, Store
 
 A, B, C = ("a" * 64, "b" * 64, "c" * 64)
 DAY_S = 86400
@@ -41,7 +44,7 @@ def publish(store: Store, build: Path, *keys: str) -> Path:
     """Leave in a folder what a build leaves there as far as the store is concerned."""
     build.mkdir(parents=True, exist_ok=True)
     (build / "manifest.json").write_text(json.dumps({"stages": {key: {} for key in keys}}))
-    cache.refer(store, build / "manifest.json")
+    references.refer(store, build / "manifest.json")
     return build / "manifest.json"
 
 
@@ -55,7 +58,7 @@ def left(store: Store) -> set[str]:
 def test_lists_entries_by_use_with_what_they_are_and_weigh(store: Store) -> None:
     write(store, A, used_days_ago=2)
     write(store, B, size=2000)
-    found = cache.entries(store)
+    found = inventory.entries(store)
     assert [(entry.key, entry.description) for entry in found] == [(B, "stage b"), (A, "stage a")]
     listing_bytes = (store.place(A) / ENTRY).stat().st_size
     assert found[1].size_bytes == 1000 + listing_bytes
@@ -63,36 +66,49 @@ def test_lists_entries_by_use_with_what_they_are_and_weigh(store: Store) -> None
 
 
 def test_a_store_that_is_not_there_is_empty_and_stays_away(store: Store) -> None:
-    assert cache.entries(store) == []
-    assert cache.verify(store).exit_code == 0
-    assert cache.collect(store, EVERYTHING).freed_bytes == 0
+    assert inventory.entries(store) == []
+    assert inventory.verify(store).exit_code == 0
+    assert collection.collect(store, EVERYTHING).freed_bytes == 0
     assert not store.root.exists()
+
+
+def test_a_file_in_the_stores_place_is_no_empty_store(store: Store) -> None:
+    store.root.write_text("mine")
+    for look in (inventory.entries, inventory.verify):
+        with pytest.raises(StoreError, match="can't be used"):
+            look(store)
+
+
+def test_the_home_of_nobody_is_no_place_for_a_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(CACHE_VARIABLE, "~nobody-of-that-name/store")
+    with pytest.raises(StoreError, match="names no folder"):
+        default_root()
 
 
 def test_an_entry_without_a_listing_is_listed(store: Store) -> None:
     (write(store, A) / ENTRY).write_text("{")
-    assert "damaged" in cache.entries(store)[0].description
+    assert "damaged" in inventory.entries(store)[0].description
 
 
 def test_a_session_marks_what_it_uses_and_nothing_else(store: Store) -> None:
     for key in (A, B):
         write(store, key, used_days_ago=9)
-    before = {entry.key: entry for entry in cache.entries(store)}
+    before = {entry.key: entry for entry in inventory.entries(store)}
     with session(store, [A, C]):
-        during = {entry.key: entry for entry in cache.entries(store)}
+        during = {entry.key: entry for entry in inventory.entries(store)}
     assert during[A].used_at - before[A].used_at == pytest.approx(9 * DAY_S, abs=60)
     assert (during[A].in_use, during[B].in_use) == (True, False)
     assert during[A].made_at == before[A].made_at
     assert during[B] == before[B]
     assert store.state(A) == "whole"
-    assert not any(entry.in_use for entry in cache.entries(store))
+    assert not any(entry.in_use for entry in inventory.entries(store))
 
 
 def test_an_unreadable_root_is_an_error_of_the_store(store: Store) -> None:
     store.root.mkdir()
     (store.root / "ab").touch()
     with pytest.raises(StoreError, match="can't be used"):
-        cache.entries(store)
+        inventory.entries(store)
 
 
 # What is to go
@@ -126,7 +142,7 @@ OLD, MIDDLE, NEW = entry(A, used_days_ago=9), entry(B, used_days_ago=5), entry(C
 )
 def test_chooses_by_use_by_reference_and_by_size(criteria: Criteria, in_use: str, referenced: str, wanted: str) -> None:
     keys = {name[0]: name for name in (A, B, C)}
-    condemned = cache.chosen(
+    condemned = collection.chosen(
         [NEW, OLD, MIDDLE],
         criteria,
         in_use={keys[k] for k in in_use},
@@ -147,24 +163,24 @@ def test_nothing_to_go_by_is_an_error_that_names_what_there_is() -> None:
     ("text", "wanted"), [("2GiB", 2 << 30), ("500 MB", 500_000_000), ("1.5kib", 1536), ("0B", 0), ("7TB", 7 * 10**12)]
 )
 def test_reads_sizes(text: str, wanted: int) -> None:
-    assert cache.size(text) == wanted
+    assert collection.size(text) == wanted
 
 
 @pytest.mark.parametrize(("text", "wanted"), [("30d", 2_592_000), ("12h", 43_200), ("90m", 5400), ("2w", 1_209_600)])
 def test_reads_ages(text: str, wanted: float) -> None:
-    assert cache.age(text) == wanted
+    assert collection.age(text) == wanted
 
 
 @pytest.mark.parametrize("text", ["", "2", "GiB", "-1GiB", "2GiBs", "1e3B", "nanB", "2 G iB", "30d"])
 def test_refuses_what_is_no_size(text: str) -> None:
     with pytest.raises(ConfigError, match="is no size"):
-        cache.size(text)
+        collection.size(text)
 
 
 @pytest.mark.parametrize("text", ["", "30", "d", "-1d", "30days", "2GiB"])
 def test_refuses_what_is_no_age(text: str) -> None:
     with pytest.raises(ConfigError, match="is no age"):
-        cache.age(text)
+        collection.age(text)
 
 
 # Collecting
@@ -173,8 +189,8 @@ def test_refuses_what_is_no_age(text: str) -> None:
 def test_collects_the_least_recently_used_down_to_a_size(store: Store) -> None:
     for key, days in ((A, 1), (B, 9), (C, 5)):
         write(store, key, used_days_ago=days)
-    each = cache.entries(store)[0].size_bytes
-    done = cache.collect(store, Criteria(max_size_bytes=each))
+    each = inventory.entries(store)[0].size_bytes
+    done = collection.collect(store, Criteria(max_size_bytes=each))
     assert [e.key for e in done.removed] == [B, C]
     assert (done.freed_bytes, done.kept_bytes) == (2 * each, each)
     assert left(store) == {A}
@@ -185,9 +201,9 @@ def test_collects_the_least_recently_used_down_to_a_size(store: Store) -> None:
 def test_a_dry_run_says_the_same_and_touches_nothing(store: Store) -> None:
     write(store, A)
     before = sorted(store.root.rglob("*"))
-    planned = cache.collect(store, EVERYTHING, dry_run=True)
+    planned = collection.collect(store, EVERYTHING, dry_run=True)
     assert sorted(store.root.rglob("*")) == before
-    done = cache.collect(store, EVERYTHING)
+    done = collection.collect(store, EVERYTHING)
     assert planned == done
     assert left(store) == set()
 
@@ -196,7 +212,7 @@ def test_never_collects_what_a_session_uses_however_asked(store: Store) -> None:
     for key in (A, B):
         write(store, key, used_days_ago=99)
     with session(store, [A]):
-        done = cache.collect(store, Criteria(max_size_bytes=0, older_than_s=-1, unreferenced=True))
+        done = collection.collect(store, Criteria(max_size_bytes=0, older_than_s=-1, unreferenced=True))
         assert left(store) == {A}
         assert store.state(A) == "whole"
     assert [e.key for e in done.removed] == [B]
@@ -209,7 +225,7 @@ def test_collects_what_no_build_folder_names(store: Store, tmp_path: Path) -> No
     publish(store, tmp_path / "one" / "build", A)
     deleted = publish(store, tmp_path / "two" / "build", B)
     deleted.unlink()
-    cache.collect(store, Criteria(unreferenced=True))
+    collection.collect(store, Criteria(unreferenced=True))
     assert left(store) == {A}
 
 
@@ -219,7 +235,7 @@ def test_the_manifest_as_it_is_now_decides(store: Store, tmp_path: Path) -> None
     publish(store, tmp_path / "build", A)
     publish(store, tmp_path / "build", B)
     assert len(list((store.root / "references").iterdir())) == 1
-    cache.collect(store, Criteria(unreferenced=True))
+    collection.collect(store, Criteria(unreferenced=True))
     assert left(store) == {B}
 
 
@@ -227,7 +243,7 @@ def test_references_of_deleted_builds_are_forgotten(store: Store, tmp_path: Path
     write(store, A)
     manifest = publish(store, tmp_path / "build", A)
     manifest.unlink()
-    cache.collect(store, Criteria(older_than_s=DAY_S))
+    collection.collect(store, Criteria(older_than_s=DAY_S))
     assert not list((store.root / "references").iterdir())
     assert left(store) == {A}
 
@@ -237,7 +253,7 @@ def test_a_manifest_that_can_not_be_read_stops_the_collection(store: Store, tmp_
     write(store, A)
     publish(store, tmp_path / "build", A).write_text(content)
     with pytest.raises(ConfigError, match="what it refers to is unknown"):
-        cache.collect(store, Criteria(unreferenced=True))
+        collection.collect(store, Criteria(unreferenced=True))
     assert left(store) == {A}
 
 
@@ -246,7 +262,7 @@ def test_what_a_killed_build_left_is_counted_and_swept(store: Store) -> None:
     scratch = store.root / "staging" / "1-dead"
     scratch.mkdir()
     (scratch / "half").write_bytes(b"x" * 5000)
-    done = cache.collect(store, Criteria(max_size_bytes=1 << 30))
+    done = collection.collect(store, Criteria(max_size_bytes=1 << 30))
     assert done.dead_bytes == done.freed_bytes == 5000
     assert not scratch.exists()
     assert left(store) == {A}
@@ -258,7 +274,7 @@ def test_what_a_killed_build_left_is_counted_and_swept(store: Store) -> None:
 def test_a_whole_store_is_whole(store: Store) -> None:
     write(store, A)
     heard: list[tuple[int, int]] = []
-    found = cache.verify(store, on_progress=lambda *progress: heard.append(progress))
+    found = inventory.verify(store, on_progress=lambda *progress: heard.append(progress))
     assert (found.entries, found.damaged, found.exit_code) == (1, (), 0)
     assert heard == [(found.checked_bytes, found.checked_bytes)]
     assert found.mb_per_s > 0
@@ -272,7 +288,7 @@ def test_names_what_is_damaged_and_removes_it_unless_told_to_keep_it(store: Stor
     model.write_bytes(b"y" * 1000)
     (store.place(B) / "files" / "model.tflite").unlink()
     (store.place(B) / "stray").touch()
-    found = cache.verify(store, keep=keep)
+    found = inventory.verify(store, keep=keep)
     faults = {damage.entry.description: damage.faults for damage in found.damaged}
     assert faults == {
         "stage a": ("files/model.tflite has changed",),
@@ -296,7 +312,7 @@ def test_an_entry_that_was_mended_while_it_was_read_stays(store: Store, monkeypa
         return first
 
     monkeypatch.setattr(Store, "faults", then_mended)
-    assert cache.verify(store).damaged == ()
+    assert inventory.verify(store).damaged == ()
     assert store.state(A) == "whole"
 
 
@@ -317,7 +333,7 @@ def test_ls_shows_short_keys_and_json_full_ones(store: Store) -> None:
     assert "1 entry, 2." in shown.stdout
     listing = json.loads(run(store, "ls", "--json").stdout)
     assert [e["key"] for e in listing["entries"]] == [A]
-    assert listing["size_bytes"] == cache.entries(store)[0].size_bytes
+    assert listing["size_bytes"] == inventory.entries(store)[0].size_bytes
 
 
 def test_gc_says_what_it_freed(store: Store) -> None:
@@ -358,7 +374,7 @@ def test_verify_ends_with_one_where_something_was_damaged(store: Store) -> None:
 
 
 def test_a_build_refers_to_what_it_used(digits: Build, cache: Path) -> None:
-    from edgebuild.pipeline.cache import referenced_keys
+    from edgebuild.pipeline.storage.references import referenced_keys
 
     stages = json.loads((digits.out / "manifest.json").read_text())["stages"]
     assert stages

@@ -70,6 +70,12 @@ def test_what_cannot_be_checked_is_refused(run: Run, kws: Build, tmp_path: Path)
         check(tmp_path / "model.h5")
 
 
+@pytest.mark.parametrize("share", [float("nan"), -0.1, 1.1])
+def test_a_least_share_that_is_none_is_refused(kws: Build, share: float) -> None:
+    with pytest.raises(ConfigError, match="no share"):
+        check(kws.out / "gpu/model.tflite", min_mapped=share)
+
+
 def test_a_check_imports_nothing_of_weight(kws: Build) -> None:
     code = "from edgebuild.pipeline.cli import run; assert run(['check', 'build/cpu/model.tflite', '--json']) == 0"
     assert not loaded_by(code, cwd=kws.folder) & HEAVY

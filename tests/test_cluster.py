@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import re
 import socket
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -22,15 +24,18 @@ from conftest import Build, Ended, edgebuild
 pytest.importorskip("distributed", reason="the extra `distributed` is not installed")
 
 from edgebuild.calibration.errors import DataError
-from edgebuild.pipeline import cli, cluster, cluster_worker, demo, stages
-from edgebuild.pipeline.cluster_worker import Job
-from edgebuild.pipeline.engine import Event, Outcome, execute
+from edgebuild.pipeline import cli, demo, stages
 from edgebuild.pipeline.errors import ConfigError, CrashError, InternalError, SchedulerError, exit_code
-from edgebuild.pipeline.run_task import Answer
-from edgebuild.pipeline.shared_store import SharedStore, _filesystem
-from edgebuild.pipeline.store import CACHE_VARIABLE, Store, digest_tree
+from edgebuild.pipeline.execution import cluster, cluster_worker
+from edgebuild.pipeline.execution.cluster_worker import Job
+from edgebuild.pipeline.execution.engine import Event, Outcome, execute
+from edgebuild.pipeline.execution.run_task import Answer
+from edgebuild.pipeline.execution.workers import Limits
+from edgebuild.pipeline.storage.digests import digest_tree
+from edgebuild.pipeline.storage.location import CACHE_VARIABLE
+from edgebuild.pipeline.storage.shared_store import SharedStore, _filesystem
+from edgebuild.pipeline.storage.store import Store
 from edgebuild.pipeline.task import Source, Task, key
-from edgebuild.pipeline.workers import Limits
 from edgebuild.targets.errors import ToolMissingError
 
 ARTIFACTS = [f"{target}/model.tflite" for target in ("cpu", "gpu", "edgetpu", "mcu")]
@@ -409,6 +414,21 @@ def test_a_scheduler_that_goes_away_ends_the_build(tmp_path: Path, store: Store)
     slow = task("slow", "60")
     with cluster.runner(ended.__enter__()) as runner, pytest.raises(SchedulerError, match="went away"):
         execute({slow.key: slow}, [slow.key], store, jobs=1, on_event=stop, runner=runner)
+
+
+def test_dask_logs_nothing_that_we_say_ourselves(tmp_path: Path) -> None:
+    """Its client has a level of its own, and tells of a lost scheduler with a traceback."""
+    code = (
+        "import logging\n"
+        "from edgebuild.pipeline.errors import ConfigError\n"
+        "from edgebuild.pipeline.execution import cluster\n"
+        "try:\n    cluster._connect('http://nowhere')\n"
+        "except ConfigError:\n    pass\n"
+        "print(*(logging.getLogger(name).level for name in ('distributed', 'distributed.client')))\n"
+    )
+    command = [sys.executable, "-c", code]  # Levels are set once a process.
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=True)
+    assert ended.stdout == f"{logging.CRITICAL} {logging.CRITICAL}\n"
 
 
 def test_without_dask_the_fix_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

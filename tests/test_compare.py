@@ -16,12 +16,12 @@ import pytest
 from conftest import Build, Ended
 
 from edgebuild.export import flatbuffer
-from edgebuild.pipeline import outputs
 from edgebuild.pipeline.compare import compare
+from edgebuild.pipeline.comparison import outputs
+from edgebuild.pipeline.comparison.readings import Reading
+from edgebuild.pipeline.comparison.regression import Difference, Tolerance, difference, exit_code, judge, parse
+from edgebuild.pipeline.comparison.same_outputs import precision_of
 from edgebuild.pipeline.errors import ConfigError, CrashError
-from edgebuild.pipeline.readings import Reading
-from edgebuild.pipeline.regression import Difference, Tolerance, difference, exit_code, judge, parse
-from edgebuild.pipeline.same_outputs import precision_of
 
 Run = Callable[..., Ended]
 
@@ -231,15 +231,25 @@ def test_a_manifest_stands_for_its_build_and_for_no_other(digits: Build, tmp_pat
 
 def test_what_is_no_build_or_model_is_refused(digits: Build, tmp_path: Path, run: Run) -> None:
     (tmp_path / "report.json").write_text("{}")
+    (tmp_path / "misnamed").mkdir()
+    shutil.copyfile(digits.out / "manifest.json", tmp_path / "misnamed/report.json")
     for a, b in [
+        ("misnamed", digits.out),
         ("nowhere", digits.out),
         (tmp_path, digits.out),
+        (digits.folder, digits.out),
         (digits.out, digits.out / "cpu/model.tflite"),
         (digits.folder / "digits.h5", digits.folder / "digits.h5"),
     ]:
         ended = run("compare", a, b, cwd=tmp_path)
         assert ended.code == 2, (a, b, ended.stderr)
         assert "  do: " in ended.stderr
+
+
+def test_a_folder_in_a_flatbuffers_place_is_refused(digits: Build, tmp_path: Path) -> None:
+    (tmp_path / "model.tflite").mkdir()
+    with pytest.raises(ConfigError, match="neither a build nor a SavedModel"):
+        compare(digits.out / "cpu/model.tflite", tmp_path / "model.tflite")
 
 
 # Whether two models compute the same

@@ -153,7 +153,7 @@ def test_a_key_like_no_other_comes_with_all_there_are() -> None:
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
-        ({"model": 3}, "model: Input should be a valid string, not 3"),
+        ({"model": 3}, "model: Input should be a text or keys, not 3"),
         ({"seed": "1"}, "seed: Input should be a valid integer, not '1'"),
         ({"seed": -1}, "seed: Input should be greater than or equal to 0, not -1"),
         ({"seed": 2**32}, f"seed: Input should be less than or equal to {2**32 - 1}, not {2**32}"),
@@ -163,7 +163,7 @@ def test_a_key_like_no_other_comes_with_all_there_are() -> None:
         ({"gates": {"min_metric": "0.9"}}, "gates.min_metric: Input should be a valid number, not '0.9'"),
         ({"gates": {"min_metric": float("nan")}}, "gates.min_metric: Input should be a finite number, not nan"),
         ({"targets": {"cpu": {"min_mapped": 1.1}}}, "targets.cpu.min_mapped: Input should be less than or equal to 1"),
-        ({"targets": {"cpu": 3}}, "targets.cpu: Input should be a valid dictionary"),
+        ({"targets": {"cpu": 3}}, "targets.cpu: Input should be keys"),
         ({"targets": ["cpu"]}, "targets: Input should be a valid dictionary"),
         ({"targets": {}}, "targets: Dictionary should have at least 1 item"),
         ({"targets": {1: {}}}, "targets.1: Input should be a valid string, not 1"),
@@ -277,7 +277,9 @@ def test_bytes_that_are_no_text_are_refused(folder: Path) -> None:
 
 def test_a_folder_in_place_of_the_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / config.NAME).mkdir()
-    assert refusal(tmp_path).what.endswith("can't be read")
+    error = refusal(tmp_path)
+    assert error.what.endswith("can't be read")
+    assert "mend" not in error.action, "there is no YAML to mend"
 
 
 @pytest.mark.parametrize("text", ["", "# nothing yet\n", "- model", "model.h5", "3"])
@@ -321,6 +323,10 @@ def test_an_override_reaches_into_settings_empty_or_not(folder: Path, settings: 
     assert load_from(folder, "targets.cpu.precision=float32").config.targets["cpu"].precision == "float32"
 
 
+def test_an_override_reads_numbers_as_the_file_does(folder: Path) -> None:
+    assert load_from(folder, "gates.max_metric_drop=1e-3").config.gates.max_metric_drop == 0.001
+
+
 def test_an_override_leaves_its_neighbours(folder: Path) -> None:
     write(folder, SMALLEST | {"data": {"calibration": "data.npz"}, "gates": {"min_metric": 0.5, "max_size_kib": 9}})
     gates = load_from(folder, "gates.min_metric=0.9", "gates.max_metric_drop=0.1").config.gates
@@ -354,7 +360,16 @@ def test_an_override_without_key_and_value_is_refused(folder: Path, override: st
 
 
 def test_an_override_below_a_value_is_refused(folder: Path) -> None:
-    assert refusal(folder, "model.deeper=1").what == "--set model.deeper=1: 'model' holds a value, not keys"
+    assert refusal(folder, "model.path.deeper=1").what == "--set model.path.deeper=1: 'path' holds a value, not keys"
+
+
+def test_an_override_may_go_below_a_shorthand(folder: Path) -> None:
+    overrides = ["data.calibration.samples=9", "model.input_shapes.a.b=[1, 2]", "metric.output=x"]
+    found = config.load(folder / config.NAME, overrides).config
+    assert found.data.calibration is not None
+    assert (found.data.calibration.source, found.data.calibration.samples) == ("data.npz", 9)
+    assert (found.model.path, found.model.input_shapes) == ("model.h5", {"a.b": (1, 2)})
+    assert (found.metric.name, found.metric.output) == ("top1", "x")
 
 
 @pytest.mark.parametrize("value", ["[", "{a: b", "a: b: c", "2024-13-01", "!!python/name:os.system x"])

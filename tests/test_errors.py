@@ -16,7 +16,8 @@ import pytest
 import yaml
 from conftest import Ended
 
-from edgebuild.pipeline import demo
+from edgebuild.pipeline import cli, demo
+from edgebuild.pipeline.commands import building
 
 Run = Callable[..., Ended]
 
@@ -74,6 +75,13 @@ def test_missing_files(run: Run, project: Path) -> None:
 def test_missing_model(run: Run, project: Path) -> None:
     change(project, model="nowhere.h5")
     refused(run, project, 2, "model: there is nothing at", "nowhere.h5")
+
+
+def test_a_folder_that_is_no_saved_model_is_refused_before_it_is_read(run: Run, project: Path) -> None:
+    """It may be a whole disk: `model: /` must not be hashed."""
+    change(project, model="/")
+    refused(run, project, 3, "a folder without a saved_model.pb")
+    assert not (project / "build").exists()
 
 
 def test_unknown_target_on_the_command_line(run: Run, project: Path) -> None:
@@ -268,6 +276,20 @@ def test_debug_shows_what_happened_underneath(run: Run, project: Path) -> None:
     ended = run("--debug", cwd=project)
     assert ended.code == 3
     assert re.search(r"Traceback .*\n(.*\n)*.*ModelError", ended.stderr)
+
+
+@pytest.mark.parametrize(("option", "kept"), [("-q", True), ("--no-cache", False)])
+def test_an_interrupt_promises_what_is_true(
+    option: str, *, kept: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(**_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(building, "build", interrupted)
+    assert cli.run(["build", option]) == 130
+    said = capsys.readouterr().err
+    assert "interrupted" in said
+    assert ("in the store" in said) == kept
 
 
 def test_quiet_tells_failures_alone(run: Run, project: Path) -> None:

@@ -18,7 +18,7 @@ from edgebuild.pipeline import costs, finished, inspection
 from edgebuild.pipeline.advice import Explanation, Facts, advise, explain, margins
 from edgebuild.pipeline.advice_rules import RULES
 from edgebuild.pipeline.errors import ConfigError
-from edgebuild.pipeline.report import FailureReport, GateResult, NoLatency, TargetReport
+from edgebuild.pipeline.report import FailureReport, GateResult, MeasuredAgreement, NoLatency, TargetReport
 from edgebuild.targets.evidence import measured, unavailable
 from edgebuild.targets.placement import Unmapped
 
@@ -121,9 +121,10 @@ def losing(**changes: Any) -> Callable[[Facts], Facts]:
 
 
 def beside_a_float_sibling(facts: Facts) -> Facts:
-    agreement = replace(facts.report.agreement, relative_rmse=1e-5)
-    sibling = replace(facts.report, precision="float16", agreement=agreement)
-    worse = replace(facts.report, agreement=replace(facts.report.agreement, relative_rmse=0.1))
+    mine = facts.report.agreement
+    assert isinstance(mine, MeasuredAgreement)
+    sibling = replace(facts.report, precision="float16", agreement=replace(mine, relative_rmse=1e-5))
+    worse = replace(facts.report, agreement=replace(mine, relative_rmse=0.1))
     return replace(losing()(replace(facts, report=worse)), others={"gpu": sibling})
 
 

@@ -18,6 +18,7 @@ from tf_keras import layers
 from edgebuild.calibration.checks import InputSpec
 from edgebuild.export.errors import ModelError
 from edgebuild.pipeline.ingest import float_model, load, parity
+from edgebuild.pipeline.ingest.source import plain
 
 FIXTURES = Path(__file__).parents[2] / "shared" / "fixtures"
 FILES = {"architecture.json", "description.json", "weights.npz"}
@@ -41,7 +42,7 @@ def randomized(model: Any) -> Any:
 
 def saved(model: Any, folder: Path) -> Path:
     folder.mkdir(exist_ok=True)
-    float_model.save(model, "test", folder)
+    float_model.save(plain(model), "test", folder)
     return folder
 
 
@@ -113,7 +114,7 @@ def fixture_model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempP
     path = FIXTURES / request.param
     if not path.exists():
         pytest.skip(f"the fixture {request.param} is not here")
-    source = load.read(path)
+    source = load.read(path).model
     return request.param, source, saved(source, tmp_path_factory.mktemp("float_model"))
 
 
@@ -254,7 +255,7 @@ def test_a_layer_called_on_two_sizes_is_described(tmp_path: Path) -> None:
 def test_refuses_inputs_no_flatbuffer_takes(tensor: Callable[[], Any], words: tuple[str, ...], tmp_path: Path) -> None:
     source = tensor()
     with pytest.raises(ModelError) as refusal:
-        float_model.save(tf_keras.Model(source, source), "test", tmp_path)
+        float_model.save(plain(tf_keras.Model(source, source)), "test", tmp_path)
     assert all(word in str(refusal.value) for word in words)
     assert refusal.value.cause
     assert refusal.value.action

@@ -66,14 +66,14 @@ def test_reads_files_of_many_versions(name: str, parameters: int) -> None:
     path = FIXTURES / name
     if not path.exists():
         pytest.skip(f"the fixture {name} is not here")
-    assert load.read(path).count_params() == parameters
+    assert load.read(path).model.count_params() == parameters
 
 
 def test_reads_a_file_without_a_version_with_tf_keras(whole: Path, tmp_path: Path) -> None:
     path = Path(shutil.copy(whole, tmp_path))
     with h5py.File(path, "r+") as file:
         del file.attrs["keras_version"]
-    assert load.read(path).count_params() == small().count_params()
+    assert load.read(path).model.count_params() == small().count_params()
 
 
 def test_refuses_a_missing_path(tmp_path: Path) -> None:
@@ -205,7 +205,7 @@ def test_a_call_of_tensorflow_that_only_computes_is_read(tmp_path: Path) -> None
     model = tf_keras.Model(x, tf_keras.activations.softmax(x * 2.0 + x[:, :1]))
     model.save(tmp_path / "operators.h5")
     data = np.arange(8, dtype="float32").reshape(2, 4)
-    np.testing.assert_array_equal(load.read(tmp_path / "operators.h5")(data), model(data))
+    np.testing.assert_array_equal(load.read(tmp_path / "operators.h5").model(data), model(data))
 
 
 def test_every_allowed_call_exists() -> None:

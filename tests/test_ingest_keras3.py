@@ -12,7 +12,7 @@ import pytest
 from keras import layers
 
 from edgebuild.export.errors import ModelError
-from edgebuild.pipeline.ingest import keras3, keras3_layers, keras_h5, load
+from edgebuild.pipeline.ingest import keras3, keras3_layers, load
 
 FIXTURES = Path(__file__).parents[2] / "shared" / "fixtures"
 # float32 sums in another order: the worst of these models stays under 1e-6 of its output's range.
@@ -159,7 +159,7 @@ def written(tmp_path: Path, model: Any) -> Path:
 @pytest.mark.parametrize("build", BUILDERS, ids=lambda build: build.__name__)
 def test_the_twin_computes_what_keras_3_computes(build: Callable[[], Any], tmp_path: Path) -> None:
     source = randomized(build())
-    twin = keras_h5.read(written(tmp_path, source))
+    twin = load.read(written(tmp_path, source)).model
     arrays = inputs_of(source)
     named = dict(zip([t._keras_history.operation.name for t in source.inputs], arrays, strict=True))
     packed = (
@@ -222,7 +222,7 @@ def test_reads_the_lenet_fixture(tmp_path: Path) -> None:
     if not path.exists():
         pytest.skip("the fixture mnist/lenet_300_100_keras3.h5 is not here")
     load.ingest(path, tmp_path)
-    twin, same_weights = load.read(path), load.read(path.with_name("lenet_300_100.h5"))
+    twin, same_weights = load.read(path).model, load.read(path.with_name("lenet_300_100.h5")).model
     assert [w.shape for w in twin.weights] == [w.shape for w in same_weights.weights]
     assert twin.output_names == ["fc3"]
 
@@ -293,4 +293,4 @@ def test_a_file_keras_3_can_not_load_is_refused(tmp_path: Path) -> None:
     features = keras.Input((4,))
     path = written(tmp_path, keras.Model(features, features[:, :2]))
     with pytest.raises(ModelError, match="Keras 3"):
-        keras_h5.read(path)
+        load.read(path)

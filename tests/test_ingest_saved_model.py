@@ -64,7 +64,7 @@ def call_python(x: Any) -> Any:
 
 def test_reads_a_functional_model_with_its_weights(whole: Path) -> None:
     data = np.random.default_rng(1).normal(size=(2, 6, 6, 1)).astype("float32")
-    model = load.read(whole)
+    model = load.read(whole).model
     np.testing.assert_array_equal(model(data), tf_keras.models.load_model(whole, compile=False)(data))
     assert (model.input_names, model.output_names) == (["image"], ["scores"])
 
@@ -73,7 +73,7 @@ def test_reads_the_keyword_spotting_fixture_of_tensorflow_2_3() -> None:
     folder = FIXTURES / "kws" / "saved_model"
     if not folder.exists():
         pytest.skip("the fixture kws/saved_model is not here")
-    assert load.read(folder).count_params() == 24_908
+    assert load.read(folder).model.count_params() == 24_908
 
 
 def test_refuses_a_folder_without_a_saved_model_and_points_to_the_one_inside(whole: Path) -> None:

@@ -132,9 +132,11 @@ def test_a_project_alone_in_its_folder_builds_where_it_would(folder: Path) -> No
 @pytest.mark.parametrize(
     ("projects", "words"),
     [
-        ([], "projects"),
-        ([{"config": "digits/edgebuild.yaml", "nmae": "x"}], "nmae"),
-        ([{"name": "x"}], "config"),
+        ([], "projects: required, and missing"),
+        ([{"config": "digits/edgebuild.yaml", "nmae": "x"}], "projects.0.nmae: unknown key; did you mean name?"),
+        ([{"name": "x"}], "projects.0.config: required, and missing"),
+        ([3], "projects.0: neither a configuration's path nor keys with `config:`, but 3"),
+        ([{"config": "digits/edgebuild.yaml", "name": "../x"}], "projects.0.name"),
         (["digits/edgebuild.yaml", "digits/edgebuild.yaml"], "two projects have the name digits"),
         (
             [
@@ -161,6 +163,23 @@ def test_every_project_that_can_not_be_used_is_named(folder: Path) -> None:
         matrix.load(listed(folder, "one/edgebuild.yaml", "two/edgebuild.yaml"))
     assert "one: there is no" in caught.value.cause
     assert "two: there is no" in caught.value.cause
+
+
+@pytest.mark.parametrize("text", ["", "hello", "projetcs: [digits/edgebuild.yaml]", "- digits/edgebuild.yaml"])
+def test_what_lists_no_projects_is_told_without_the_parsers_own_words(tmp_path: Path, text: str) -> None:
+    (tmp_path / "matrix.yaml").write_text(text)
+    with pytest.raises(ConfigError, match="no matrix of projects") as caught:
+        matrix.load(tmp_path / "matrix.yaml")
+    assert "projects: required, and missing" in caught.value.cause
+    assert "MatrixFile" not in caught.value.cause
+
+
+def test_numbers_are_read_as_in_a_configuration(folder: Path) -> None:
+    (folder / "matrix.yaml").write_text(
+        "projects: [{config: digits/edgebuild.yaml, set: {gates.max_metric_drop: 1e-3}}]"
+    )
+    (entry,) = matrix.load(folder / "matrix.yaml")
+    assert entry.project.config.gates.max_metric_drop == 0.001
 
 
 def test_a_missing_file_and_an_unknown_target_end_with_2(folder: Path, run: Run) -> None:

@@ -65,6 +65,9 @@ PLACEMENT = Placement(
     evidence="predicted",
     source="https://example.com/rules.cc",
 )
+AGREEMENT = MeasuredAgreement(
+    max_abs=0.2, cosine=0.999, relative_rmse=0.05, top1=0.98, n=300, data="evaluation", evidence="measured"
+)
 TARGET = TargetReport(
     artifact="gpu/model.tflite",
     files=("gpu/model.tflite", "gpu/placement.json"),
@@ -80,9 +83,7 @@ TARGET = TargetReport(
     parameters=measured(22_604),
     sparsity=measured(0.25),
     unique_weights=measured(255),
-    agreement=MeasuredAgreement(
-        max_abs=0.2, cosine=0.999, relative_rmse=0.05, top1=0.98, n=300, data="evaluation", evidence="measured"
-    ),
+    agreement=AGREEMENT,
     metric=METRIC,
     placement=PLACEMENT,
     memory=Memory(
@@ -113,7 +114,7 @@ BARE = replace(
     TARGET,
     metric=NO_METRIC,
     latency=NoLatency(note="no device is named for mcu"),
-    agreement=replace(TARGET.agreement, top1=None),
+    agreement=replace(AGREEMENT, top1=None),
     memory=Memory(arena_bytes=unavailable("nobody knows"), flash_bytes=measured(45_216)),
 )
 REPORT = Report(

@@ -24,7 +24,7 @@ from planned import planned
 
 from edgebuild.pipeline import config, manifest, provenance, publish, sbom, task
 from edgebuild.pipeline.manifest import Manifest
-from edgebuild.pipeline.store import digest_file, digest_tree
+from edgebuild.pipeline.storage.digests import digest_file, digest_tree
 
 HEX = {"type": "string", "pattern": "^[0-9a-f]{64}$"}
 # ref: https://github.com/in-toto/attestation/blob/main/spec/v1/resource_descriptor.md
@@ -138,7 +138,7 @@ def test_names_what_went_in_by_digest(kws: Build, statement: dict[str, Any]) -> 
         for each in statement["predicate"]["buildDefinition"]["resolvedDependencies"]
     }
     sources = {pair: digest for pair, digest in found.items() if pair[0] != "tool"}
-    model = Path(config.load(kws.folder / config.NAME).config.model)
+    model = Path(config.load(kws.folder / config.NAME).config.model.path)
     assert sources == {
         ("model", "saved_model"): {"edgebuildTree": digest_tree(model)},
         ("calibration data", "calibration.npz"): {"sha256": digest_file(kws.folder / "calibration.npz")},

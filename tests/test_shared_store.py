@@ -16,10 +16,13 @@ import servers
 pytest.importorskip("fsspec", reason="the extra `distributed` is not installed")
 pytest.importorskip("s3fs", reason="the extra `distributed` is not installed")
 
-from edgebuild.pipeline import shared_store
 from edgebuild.pipeline.errors import ConfigError, StoreError, exit_code
-from edgebuild.pipeline.shared_store import SharedStore, default_store
-from edgebuild.pipeline.store import CACHE_VARIABLE, ENTRY, Store, digest_file, session
+from edgebuild.pipeline.storage import shared_store
+from edgebuild.pipeline.storage.digests import digest_file
+from edgebuild.pipeline.storage.location import CACHE_VARIABLE
+from edgebuild.pipeline.storage.sessions import session
+from edgebuild.pipeline.storage.shared_store import SharedStore, default_store
+from edgebuild.pipeline.storage.store import ENTRY, Store
 from edgebuild.targets.errors import ToolMissingError
 
 KEY = "0123" * 16
@@ -149,6 +152,10 @@ def name_its_own_listing(store: SharedStore) -> None:
     put(store, listing(store) | {"files": {ENTRY: "0" * 64}})
 
 
+def omit_the_description(store: SharedStore) -> None:
+    put(store, {name: value for name, value in listing(store).items() if name != "description"})
+
+
 def give_no_digest(store: SharedStore) -> None:
     put(store, listing(store) | {"files": {"model.tflite": "../../etc"}})
 
@@ -168,6 +175,7 @@ def write_text(text: bytes) -> Callable[[SharedStore], None]:
         name_an_absolute_path,
         name_its_own_listing,
         give_no_digest,
+        omit_the_description,
         *map(write_text, [b"", b"{", b"null", b"[]", b'{"key": 1, "files": []}']),
     ],
 )

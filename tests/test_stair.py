@@ -16,11 +16,15 @@ STAIR = ["calibration", "export", "targets", "device_tests", "pipeline"]
 DOORS = {  # The files that may import a package that crashes, leaks or changes its face.
     "tflite_runtime": {"export/interpreter.py", "device_tests/runner.py"},
     "ai_edge_litert": {"export/flatbuffer.py", "export/signature.py", "device_tests/runner.py"},
-    "distributed": {"pipeline/cluster.py", "pipeline/cluster_worker.py"},
-    "fsspec": {"pipeline/shared_store.py"},
+    "distributed": {"pipeline/execution/cluster.py", "pipeline/execution/cluster_worker.py"},
+    "fsspec": {"pipeline/storage/shared_store.py"},
     "tflite_micro": {"targets/tflm_arena.py", "targets/tflm_vectors.py"},
     "tensorflow_model_optimization": set[str](),
     "onnx2tf": set[str](),
+}
+ROOMS = {  # What a room of the pipeline knows of the rest of it.
+    "storage": {"errors"},
+    "execution": {"errors", "stages", "storage", "task"},
 }
 HEAVY = {"tensorflow", "keras", "tf_keras", "scipy", "tflite_runtime", "onnx", "onnx2tf"}
 
@@ -29,6 +33,12 @@ def imports(path: Path) -> set[str]:
     tree = ast.parse(path.read_text())
     names = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module}
     return names | {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+
+
+def members(path: Path) -> set[str]:
+    """What a file imports from elsewhere, by its full name."""
+    nodes = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)]
+    return {f"{node.module}.{alias.name}" for node in nodes for alias in node.names}
 
 
 def sources(folder: str) -> list[Path]:
@@ -42,6 +52,15 @@ def test_imports_only_what_stands_below(folder: str) -> None:
         for name in imports(path):
             top, _, rest = name.partition(".")
             assert top != "edgebuild" or rest.split(".")[0] in allowed, f"{path.relative_to(ROOT)} imports {name}"
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_knows_only_what_it_stands_on(room: str) -> None:
+    files = sources(f"pipeline/{room}")
+    assert files
+    for path in files:
+        found = {name.split(".")[2] for name in members(path) if name.startswith("edgebuild.pipeline.")}
+        assert found <= ROOMS[room] | {room}, path
 
 
 @pytest.mark.parametrize("folder", STAIR)

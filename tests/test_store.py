@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 
 from edgebuild.pipeline.errors import StoreError, exit_code
-from edgebuild.pipeline.store import CACHE_VARIABLE, ENTRY, Store, default_root, digest_file, digest_tree
+from edgebuild.pipeline.storage.digests import digest_file, digest_tree
+from edgebuild.pipeline.storage.location import CACHE_VARIABLE, default_root
+from edgebuild.pipeline.storage.store import ENTRY, Store
 
 KEY = "0123" * 16
 OTHER_KEY = "4567" * 16

@@ -29,18 +29,20 @@ from typing import Any
 import pytest
 import stand_ins
 
-from edgebuild.pipeline import cache, stages
-from edgebuild.pipeline.cache import Criteria
+from edgebuild.pipeline import stages
 from edgebuild.pipeline.errors import StoreError
-from edgebuild.pipeline.run_task import run_task
-from edgebuild.pipeline.store import Store, session
+from edgebuild.pipeline.execution.run_task import run_task
+from edgebuild.pipeline.storage import collection, inventory, references
+from edgebuild.pipeline.storage.collection import Criteria
+from edgebuild.pipeline.storage.sessions import session
+from edgebuild.pipeline.storage.store import Store
 from edgebuild.pipeline.task import Stage, Task
 
 KEYS = tuple(f"{index:02x}" * 32 for index in range(12))
 KEY, OTHER_KEY = KEYS[:2]
 KILLS = 30
 FORKS = multiprocessing.get_context("forkserver")  # A fork of pytest's own process would copy threads' locks.
-FORKS.set_forkserver_preload(["pytest", "edgebuild.pipeline.cache"])
+FORKS.set_forkserver_preload(["pytest", "edgebuild.pipeline.storage.collection"])
 NAMESPACE = ("unshare", "--mount") if os.geteuid() == 0 else ("unshare", "--user", "--map-root-user", "--mount")
 COLLECT_ALL = Criteria(max_size_bytes=0)
 DEADLINE_S = 60
@@ -333,15 +335,15 @@ def test_files_cut_short_by_a_limit_are_errors_of_the_store(store: Store) -> Non
 def read_only(root: Path) -> None:
     store = Store(root / "store")
     assert store.find(KEY) == store.place(KEY)
-    assert [entry.key for entry in cache.entries(store)] == [KEY]
-    assert cache.verify(store).exit_code == 0
-    assert cache.collect(store, COLLECT_ALL, dry_run=True).removed
+    assert [entry.key for entry in inventory.entries(store)] == [KEY]
+    assert inventory.verify(store).exit_code == 0
+    assert collection.collect(store, COLLECT_ALL, dry_run=True).removed
     for action in (
         lambda: open_session(store),
         lambda: write(store, OTHER_KEY),
         lambda: run_task(big_task(1), store),
-        lambda: cache.collect(store, COLLECT_ALL),
-        lambda: cache.refer(store, root / "manifest.json"),
+        lambda: collection.collect(store, COLLECT_ALL),
+        lambda: references.refer(store, root / "manifest.json"),
     ):
         said = refusal(action)
         assert "Read-only file system" in said
@@ -394,12 +396,12 @@ def test_a_collection_spares_the_living_and_buries_the_dead(store: Store) -> Non
     ready, done = FORKS.Event(), FORKS.Event()
     build = start(hold_lease, store.root, KEYS[:5], ready, done)
     assert ready.wait(DEADLINE_S)
-    spared = cache.collect(store, Criteria(max_size_bytes=0, older_than_s=-1, unreferenced=True))
+    spared = collection.collect(store, Criteria(max_size_bytes=0, older_than_s=-1, unreferenced=True))
     assert set(store.keys()) == set(KEYS[:5])
     assert spared.dead_bytes == 0
     assert any((store.root / "staging").glob("*/half"))
     killed(build)
-    after = cache.collect(store, COLLECT_ALL)
+    after = collection.collect(store, COLLECT_ALL)
     assert after.dead_bytes == 5000
     assert not set(store.keys())
     assert not left_behind(store)
@@ -429,7 +431,7 @@ def test_no_build_starts_between_the_look_at_leases_and_the_last_removal(
 
     monkeypatch.setattr(Store, "bury", start_a_build_first)
     try:
-        assert cache.collect(store, COLLECT_ALL).removed
+        assert collection.collect(store, COLLECT_ALL).removed
         assert ready.wait(DEADLINE_S)
     finally:
         done.set()
@@ -458,7 +460,7 @@ def test_collections_and_builds_side_by_side_never_meet(store: Store) -> None:
     assert all(ready.wait(DEADLINE_S) for ready in events)
     removed = 0
     while any(build.is_alive() for build in builds):
-        removed += len(cache.collect(store, COLLECT_ALL).removed)
+        removed += len(collection.collect(store, COLLECT_ALL).removed)
     assert [ended(build) for build in builds] == [0, 0, 0]
     assert removed
     assert states(store) <= {"whole"}
@@ -472,10 +474,10 @@ def test_a_collection_that_is_killed_leaves_a_whole_store(store: Store) -> None:
     assert ended(process) == -signal.SIGKILL
     assert 0 < len(set(store.keys())) < len(KEYS)
     assert states(store) == {"whole"}
-    assert cache.collect(store, Criteria(max_size_bytes=1 << 30)).dead_bytes > 0
+    assert collection.collect(store, Criteria(max_size_bytes=1 << 30)).dead_bytes > 0
     assert not left_behind(store)
 
 
 def collect_and_die(root: Path) -> None:
     die_before(5, "os.rename")
-    cache.collect(Store(root), COLLECT_ALL)
+    collection.collect(Store(root), COLLECT_ALL)

@@ -133,6 +133,16 @@ def test_edgetpu_prediction_equals_the_real_compiler_operator_by_operator(name: 
     assert placement.fallback == "cpu"
 
 
+def test_edgetpu_reads_off_what_its_compiler_made() -> None:
+    """In a compiled file one operator stands for all that was mapped, and the rest is settled."""
+    compiled = fixture("coral/deeplabv3_mnv2_dm05_pascal_quant_edgetpu.tflite")
+    placement = target("edgetpu").place(compiled)
+    assert placement.evidence == "measured"
+    assert placement.mapped == 1
+    assert len(placement.unmapped) == len(compiled.main.operators) - 1
+    assert {lost.reason for lost in placement.unmapped} == {"edgetpu_compiler left it on the CPU"}
+
+
 def test_edgetpu_keeps_operators_before_the_first_mapped_one_on_the_cpu_at_no_further_cost() -> None:
     graph = Graph()
     quantized = graph.op("QUANTIZE", [tensor(dtype="float32")], tensor())

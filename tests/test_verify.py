@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 from conftest import Build, Ended, edgebuild, listing
 
-from edgebuild.pipeline import demo, verification
+from edgebuild.pipeline import demo, publish, verification
 from edgebuild.pipeline.errors import ConfigError
-from edgebuild.pipeline.store import ENTRY, Store, digest_file
+from edgebuild.pipeline.storage.digests import digest_file
+from edgebuild.pipeline.storage.store import ENTRY, Store
 
 Run = Callable[..., Ended]
 
@@ -75,7 +76,12 @@ def test_a_file_of_no_build_is_found_where_artifacts_lie_and_is_the_users_own_be
     (out / "cpu/model_v2.tflite").write_bytes(b"TFL3")
     (out / "npu").mkdir()
     (out / "npu/model.tflite").symlink_to("nowhere")
-    assert found(out) == ["cpu/model_v2.tflite is not of this build", "npu/model.tflite is not of this build"]
+    (out / "gpu/more").symlink_to(out.parent, target_is_directory=True)
+    assert found(out) == [
+        "cpu/model_v2.tflite is not of this build",
+        "gpu/more is not of this build",
+        "npu/model.tflite is not of this build",
+    ]
 
 
 def test_everything_that_is_wrong_is_told_at_once(out: Path, run: Run) -> None:
@@ -114,6 +120,13 @@ def test_a_statement_that_is_none_is_found(out: Path) -> None:
     assert found(out) == ["provenance.intoto.json is missing, or is no statement"]
 
 
+@pytest.mark.parametrize("digest", ["0" * 64, None, ["0" * 64], {}])
+def test_a_statement_that_says_more_or_something_else_is_found(out: Path, digest: object) -> None:
+    again = {"name": "cpu/model.tflite", "digest": {"sha256": digest}}
+    rewrite(out / "provenance.intoto.json", lambda content: content["subject"].insert(0, again))
+    assert found(out) == ["provenance.intoto.json states other digests than the manifest"]
+
+
 @pytest.mark.parametrize("path", ["../outside", "/etc/hostname"])
 def test_a_manifest_never_leads_out_of_its_folder(out: Path, path: str) -> None:
     rewrite(out / "manifest.json", lambda content: content["outputs"].update({path: "0" * 64}))
@@ -132,6 +145,14 @@ def test_a_folder_without_a_manifest_is_a_usage_error(tmp_path: Path, run: Run) 
         ended = run("verify", name, cwd=tmp_path)
         assert ended.code == 2
         assert "there is no manifest" in ended.stderr
+
+
+def test_a_build_that_was_cut_short_is_told_as_one(out: Path) -> None:
+    (out / "manifest.json").unlink()
+    (out / publish._CLAIM).write_text("[]")
+    with pytest.raises(ConfigError, match="unfinished") as caught:
+        verification.verify(out)
+    assert "build again" in caught.value.action
 
 
 # By building again

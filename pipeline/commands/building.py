@@ -13,8 +13,7 @@ from edgebuild.pipeline.console import Narrator
 from edgebuild.pipeline.errors import ConfigError, exit_code
 
 if TYPE_CHECKING:
-    from edgebuild.pipeline.build import Preview
-    from edgebuild.pipeline.engine import Outcome
+    from edgebuild.pipeline.build import Partial, Preview
 
 
 def build(
@@ -33,19 +32,22 @@ def build(
     as_json: bool,
     quiet: bool,
     debug: bool,
+    custom: tuple[str, ...],
+    trust_model_code: bool,
     **files: Path | None,
 ) -> int:
     """Build, or show the plan."""
     from edgebuild.pipeline import build as building
-    from edgebuild.pipeline import cluster
+    from edgebuild.pipeline.execution import cluster
 
-    given = [f"--{name}" for name, value in {"json": as_json, **files}.items() if value]
-    if given and (dry_run or until):
-        options = ", ".join(given)
-        raise ConfigError(
-            f"{options}: a build's report is asked for, and this builds none", action=f"leave {options} out"
-        )
-    project = configuration.load(config_path, overrides if seed is None else (*overrides, f"seed={seed}"))
+    if dry_run or until:
+        _refuse_reports({"json": as_json, **files})
+    project = configuration.load(
+        config_path,
+        overrides if seed is None else (*overrides, f"seed={seed}"),
+        custom=custom,
+        trust_model_code=trust_model_code,
+    )
     narrator = Narrator(quiet=quiet, debug=debug)
     against = out if explain else None
     with building.store_for(cached=not no_cache) as store:
@@ -55,9 +57,7 @@ def build(
             if until:
                 with narrator.running():
                     ended = building.run_until(project, store, until, targets, jobs, narrator.on_event, runner, against)
-                if explain:
-                    console.show_whys(ended.whys, narrator.errors)
-                return _partial(ended.outcome, narrator)
+                return _partial(ended, narrator, explain=explain)
             chosen = {"targets": targets, "store": store, "jobs": jobs, "runner": runner, "explain": explain}
             return _built(project, out, narrator, as_json=as_json, files=files, **chosen)
 
@@ -87,8 +87,18 @@ def _built(
     return result.exit_code
 
 
-def _partial(outcome: Outcome, narrator: Narrator) -> int:
-    failures = list({id(failure): failure for failure in outcome.failures.values()}.values())
+def _refuse_reports(asked: Mapping[str, object]) -> None:
+    options = ", ".join(f"--{name}" for name, value in asked.items() if value)
+    if options:
+        raise ConfigError(
+            f"{options}: a build's report is asked for, and this builds none", action=f"leave {options} out"
+        )
+
+
+def _partial(ended: Partial, narrator: Narrator, *, explain: bool) -> int:
+    if explain:
+        console.show_whys(ended.whys, narrator.errors)
+    failures = ended.outcome.causes
     for failure in failures:
         console.show_failure(failure, narrator.errors)
     narrator.say(f"stopped in {narrator.elapsed()}; results are in the store")

@@ -9,22 +9,23 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, Final
 
 from edgebuild.pipeline import console
-from edgebuild.pipeline.store import Store, default_root
+from edgebuild.pipeline.storage.location import default_root
+from edgebuild.pipeline.storage.store import Store
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from edgebuild.pipeline.cache import Entry
+    from edgebuild.pipeline.storage.inventory import Entry
 
 _AGES: Final = ((86400, "d"), (3600, "h"), (60, "min"))
 
 
 def ls(*, as_json: bool) -> int:
     """List what is there. A store may hold ten thousand entries: they are printed as lines, not as a laid out table."""
-    from edgebuild.pipeline import cache
+    from edgebuild.pipeline.storage import inventory
 
     store = Store(default_root())
-    found = cache.entries(store)
+    found = inventory.entries(store)
     total_bytes = sum(entry.size_bytes for entry in found)
     if as_json:
         listing = [_record(entry) for entry in found]
@@ -39,14 +40,14 @@ def ls(*, as_json: bool) -> int:
 
 def gc(*, max_size: str | None, older_than: str | None, unreferenced: bool, dry_run: bool) -> int:
     """Remove what is not wanted any more, and say what that was."""
-    from edgebuild.pipeline import cache
+    from edgebuild.pipeline.storage import collection
 
-    criteria = cache.Criteria(
-        max_size_bytes=None if max_size is None else cache.size(max_size),
-        older_than_s=None if older_than is None else cache.age(older_than),
+    criteria = collection.Criteria(
+        max_size_bytes=None if max_size is None else collection.size(max_size),
+        older_than_s=None if older_than is None else collection.age(older_than),
         unreferenced=unreferenced,
     )
-    done = cache.collect(Store(default_root()), criteria, dry_run=dry_run)
+    done = collection.collect(Store(default_root()), criteria, dry_run=dry_run)
     verb = "would free" if dry_run else "freed"
     left = f", {_size(done.dead_bytes)} of it left by killed builds" if done.dead_bytes else ""
     freed = f"{verb} {_size(done.freed_bytes)}: {_entries(len(done.removed))}{left}; {_size(done.kept_bytes)} stay"
@@ -58,11 +59,11 @@ def gc(*, max_size: str | None, older_than: str | None, unreferenced: bool, dry_
 
 def verify(*, keep: bool) -> int:
     """Check every digest, and name what is damaged."""
-    from edgebuild.pipeline import cache
+    from edgebuild.pipeline.storage import inventory
 
     narrator = console.Narrator()
     with narrator.running():
-        found = cache.verify(Store(default_root()), keep=keep, on_progress=narrator.on_bytes)
+        found = inventory.verify(Store(default_root()), keep=keep, on_progress=narrator.on_bytes)
     for damage in found.damaged:
         fate = "removed" if damage.removed else "kept"
         named = f"damaged, {fate}: {damage.entry.key} {damage.entry.description}"

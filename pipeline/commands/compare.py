@@ -13,10 +13,10 @@ from rich.markup import escape
 
 from edgebuild.pipeline import console
 from edgebuild.pipeline.compare import Comparison
-from edgebuild.pipeline.readings import FIGURES, Reading
-from edgebuild.pipeline.regression import Difference
+from edgebuild.pipeline.comparison.readings import FIGURES, Reading
+from edgebuild.pipeline.comparison.regression import Difference
+from edgebuild.pipeline.comparison.same_outputs import SameOutputs
 from edgebuild.pipeline.report import GateResult
-from edgebuild.pipeline.same_outputs import SameOutputs
 
 _MARKS: Final = {"measured": "", "simulated": " s", "predicted": " p", "unavailable": ""}
 

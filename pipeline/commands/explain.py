@@ -14,7 +14,7 @@ from rich.markup import escape
 from edgebuild.pipeline import console
 from edgebuild.pipeline.advice import Explanation, Facts, Margin
 from edgebuild.pipeline.costs import OperatorCost
-from edgebuild.pipeline.report import FailureReport
+from edgebuild.pipeline.report import FailureReport, MeasuredAgreement, NoAgreement
 
 _ROWS: Final = 10
 
@@ -82,11 +82,15 @@ def _show_memory(facts: Facts, out: Console) -> None:
         )
 
 
+def _agreement(found: MeasuredAgreement | NoAgreement) -> tuple[float | None, float | None]:
+    """Relative RMSE and top-1 agreement."""
+    return (None, None) if isinstance(found, NoAgreement) else (found.relative_rmse, found.top1)
+
+
 def _show_accuracy(found: Explanation, out: Console) -> None:
     reports = {found.facts.name: found.facts.report} | dict(found.facts.others)
     rows = (
-        (name, r.precision, _number(r.metric.drop), _number(r.agreement.relative_rmse), _number(r.agreement.top1))
-        for name, r in reports.items()
+        (name, r.precision, *map(_number, (r.metric.drop, *_agreement(r.agreement)))) for name, r in reports.items()
     )
     name = found.facts.report.metric.name
     out.print()

@@ -10,8 +10,8 @@ from edgebuild.pipeline.console import Narrator
 
 def matrix(file: Path, *, jobs: int | None, scheduler: str | None, as_json: bool, quiet: bool, debug: bool) -> int:
     """Build every project that a file lists."""
-    from edgebuild.pipeline import cluster
     from edgebuild.pipeline import matrix as building
+    from edgebuild.pipeline.execution import cluster
 
     entries = building.load(file)
     narrator = Narrator(quiet=quiet, debug=debug)

@@ -5,29 +5,40 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
 
 from edgebuild.pipeline import config as configuration
 from edgebuild.pipeline import console
 from edgebuild.pipeline.console import Narrator
 from edgebuild.pipeline.errors import ConfigError
+from edgebuild.pipeline.ingest.source import Options
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from edgebuild.pipeline.inspection import Node, Summary
+
+_NAMES: Final = 4  # Enough to find the others by.
 
 
-def init(model: Path, *, calibration: str | None, evaluation: str | None, out: Path, force: bool) -> int:
+def init(
+    model: Path, *, calibration: str | None, evaluation: str | None, out: Path, force: bool, **reading: Any
+) -> int:
     """Write a commented configuration for a model."""
     from edgebuild.pipeline import inspection, starter
-    from edgebuild.pipeline.ingest.load import source_format
 
     if out.exists() and not force:
         raise ConfigError(f"{out} is there already", action="give --force to replace it, or --out another name")
-    source_format(model)
+    targets = _fitting(model)
     for role, source in (("calibration", calibration), ("evaluation", evaluation)):
         if source is not None and not configuration.is_reference(source) and not Path(source).exists():
             raise ConfigError(
                 f"--{role}: there is nothing at {source}", action="give a file, a folder or module:function"
             )
     with console.quiet_unless_terminal().running() as narrator:
-        summary = inspection.inspect(model, narrator.on_event)
-    text = starter.config_text(summary, model, out.absolute().parent, calibration=calibration, evaluation=evaluation)
+        summary = inspection.inspect(model, narrator.on_event, options=_options(**reading))
+    data = {"calibration": calibration, "evaluation": evaluation}
+    text = starter.config_text(summary, model, out.absolute().parent, targets=targets, **data)
     try:
         out.write_text(text, encoding="utf-8")
     except OSError as e:
@@ -38,12 +49,12 @@ def init(model: Path, *, calibration: str | None, evaluation: str | None, out: P
     return 0
 
 
-def inspect(model: Path, *, as_json: bool) -> int:
+def inspect(model: Path, *, as_json: bool, **reading: Any) -> int:
     """Show what a model is made of."""
     from edgebuild.pipeline import inspection
 
     with console.quiet_unless_terminal().running() as narrator:
-        summary = inspection.inspect(model, narrator.on_event)
+        summary = inspection.inspect(model, narrator.on_event, options=_options(**reading))
     if as_json:
         console.emit(json.dumps(asdict(summary), indent=1))
         return 0
@@ -53,9 +64,76 @@ def inspect(model: Path, *, as_json: bool) -> int:
     out.print(
         console.table("", ("", "name", "type", "shape"), ((way, t.name, t.dtype, list(t.shape)) for way, t in ends))
     )
-    rows = ((n.index, n.name, n.kind, list(n.shape), f"{n.parameters:,}", f"{n.macs:,}") for n in summary.nodes)
-    out.print(console.table("", ("#", "name", "kind", "output", "#parameters", "#MACs"), rows))
+    rows = (
+        (n.index, n.name, n.kind, list(n.shape), f"{n.parameters:,}", f"{n.macs:,}", *_fitness(n))
+        for n in summary.nodes
+    )
+    fitness = () if summary.prunable_parameters is None else ("prune", "cluster", "QAT")
+    out.print(console.table("", ("#", "name", "kind", "output", "#parameters", "#MACs", *fitness), rows))
+    _show_reasons(summary, out)
     return 0
+
+
+def _fitness(node: Node) -> tuple[str, ...]:
+    """Whether it can be pruned, clustered and trained for quantization; a layer without weights is only the last."""
+    if node.fitness is None:
+        return ()
+    fit = node.fitness
+    weights = ["yes" if fits else "no" for fits in (fit.prunable, fit.clusterable)] if node.parameters else ["-", "-"]
+    return (*weights, "yes" if fit.quantizable else "no")
+
+
+def _show_reasons(summary: Summary, out: Console) -> None:
+    """Why not, a line a reason with the layers it holds for; then what is to know of the whole."""
+    held: dict[str, list[str]] = {}
+    for node in summary.nodes:
+        for reason in node.fitness.reasons if node.fitness else ():
+            held.setdefault(reason, []).append(node.name)
+    for reason, names in held.items():
+        out.print(
+            f"{', '.join(names[:_NAMES])}{f' and {len(names) - _NAMES} more' if names[_NAMES:] else ''}: {reason}"
+        )
+    prunable = summary.prunable_parameters
+    if prunable is not None and summary.parameters:
+        out.print(f"{prunable / summary.parameters:.1%} of all weights are in layers that can be pruned")
+    for note in summary.notes:
+        out.print(f"note: {note}", markup=False)
+
+
+def _fitting(model: Path) -> list[str]:
+    """The targets a model can be built for: a flatbuffer keeps its format, anything else is converted as each wants.
+
+    Raises:
+        ModelError: there is no model, or of no known format.
+    """
+    from edgebuild.export import recognise
+    from edgebuild.pipeline.config import TargetSettings
+    from edgebuild.pipeline.ingest import adopted, load
+    from edgebuild.pipeline.plan import unfit
+    from edgebuild.targets.registry import TARGETS
+
+    if not adopted.is_flatbuffer(model):
+        load.source_format(model)
+        return list(TARGETS)
+    given = adopted.read(model)
+    found = recognise.precision(given), recognise.io_type(given)
+    return [name for name in TARGETS if not unfit(name, TargetSettings(), *found)]
+
+
+def _options(
+    *, signature: str, input_shapes: tuple[str, ...], custom: tuple[str, ...], trust_model_code: bool
+) -> Options:
+    shapes = dict(_shape(text) for text in input_shapes)
+    return Options(signature=signature, input_shapes=shapes, custom=custom, trust_code=trust_model_code)
+
+
+def _shape(text: str) -> tuple[str, tuple[int, ...]]:
+    """`NAME=1,3,224,224`; a name may hold an equals sign of its own."""
+    name, sign, sizes = text.rpartition("=")
+    parts = sizes.split(",")
+    if not sign or not all(part.strip().isdecimal() and int(part) for part in parts):
+        raise ConfigError(f"--input-shape {text} is not NAME=SIZE,SIZE,...", action="write --input-shape x=1,3,224,224")
+    return name, tuple(map(int, parts))
 
 
 def profile(model: Path, *, device: str, processes: int, threads: int, as_json: bool) -> int:

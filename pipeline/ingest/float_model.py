@@ -8,7 +8,7 @@ the third is for everybody. No file holds code, and equal models give equal byte
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from math import prod
 from pathlib import Path
@@ -17,9 +17,12 @@ from typing import TYPE_CHECKING, Any, Final
 from edgebuild.calibration.checks import InputSpec
 from edgebuild.calibration.samples import LABELS
 from edgebuild.export.errors import ModelError
+from edgebuild.pipeline.ingest.source import Reading
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from numpy.typing import NDArray
 
 _WEIGHTED_SUMS: Final = frozenset(
     "Dense Conv1D Conv2D Conv3D DepthwiseConv1D DepthwiseConv2D SeparableConv1D SeparableConv2D".split()  # noqa: SIM905 - shorter
@@ -43,13 +46,41 @@ class Layer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Description:
-    """What goes in and out of a float model, in the model's own names, and its layers in order."""
+    """What goes in and out of a float model, under the source's own names, and its layers in order.
+
+    `inputs` and `output_shapes` are in the model's layout; `input_axes` and `output_axes` say how the source's axes,
+    batch included, stand in it, and are empty where they agree. Where `batched` is false, a sample is a whole input:
+    its first axis is no batch, and the shapes of `inputs` are whole.
+    """
 
     source_format: str
     inputs: tuple[InputSpec, ...]
     outputs: tuple[str, ...]
     output_shapes: tuple[tuple[int | None, ...], ...]
     layers: tuple[Layer, ...]
+    input_axes: tuple[tuple[int, ...], ...]
+    output_axes: tuple[tuple[int, ...], ...]
+    batched: bool
+    notes: tuple[str, ...]
+
+    @property
+    def source_inputs(self) -> tuple[InputSpec, ...]:
+        """The inputs in the source's own layout: what the user's data is held against."""
+        pairs = zip(self.inputs, self.input_axes, strict=True)
+        return tuple(replace(spec, shape=self._source_shape(spec.shape, axes)) for spec, axes in pairs)
+
+    def to_model_layout(self, samples: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Samples by input name, `[N, ...]` each, from the source's layout to the model's."""
+        orders = {spec.name: self._sample_axes(axes) for spec, axes in zip(self.inputs, self.input_axes, strict=True)}
+        return {name: array.transpose(orders[name]) if orders[name] else array for name, array in samples.items()}
+
+    def _source_shape(self, shape: tuple[int, ...], axes: tuple[int, ...]) -> tuple[int, ...]:
+        order = self._sample_axes(axes)
+        return tuple(shape[order.index(axis) - 1] for axis in range(1, len(order))) if order else shape
+
+    def _sample_axes(self, axes: tuple[int, ...]) -> tuple[int, ...]:
+        """The order of an array of samples: without a batch, every axis of the model stands behind that of samples."""
+        return axes if self.batched or not axes else (0, *(axis + 1 for axis in axes))
 
     @property
     def parameters(self) -> int:
@@ -57,8 +88,8 @@ class Description:
         return sum(layer.parameters for layer in self.layers)
 
 
-def save(model: Any, source_format: str, folder: Path) -> None:
-    """Write a tf_keras functional or sequential model into `folder`.
+def save(reading: Reading, source_format: str, folder: Path) -> None:
+    """Write what a reader gave into `folder`.
 
     Raises:
         ModelError: an input has a dynamic dimension beyond the batch or a type no target takes, or a layer's
@@ -66,19 +97,21 @@ def save(model: Any, source_format: str, folder: Path) -> None:
     """
     import numpy as np
 
-    description = _describe(model, source_format)
+    model = reading.model
+    description = _describe(reading, source_format)
     (folder / "architecture.json").write_text(_architecture(model))
     (folder / "description.json").write_text(json.dumps(asdict(description), indent=1))
     np.savez(folder / "weights.npz", **{f"{i:05}": value for i, value in enumerate(model.get_weights())})
 
 
-def input_specs(model: Any) -> tuple[InputSpec, ...]:
-    """The inputs of a tf_keras model.
+def input_specs(reading: Reading) -> tuple[InputSpec, ...]:
+    """The inputs of a model as read, in its own layout.
 
     Raises:
         ModelError: one has a dynamic dimension beyond the batch, or is text, ragged or sparse.
     """
-    return tuple(_input(name, tensor) for name, tensor in zip(model.input_names, model.inputs, strict=True))
+    ends = zip(reading.inputs, reading.model.inputs, strict=True)
+    return tuple(_input(port.name, tensor, batched=reading.batched) for port, tensor in ends)
 
 
 def describe(folder: Path) -> Description:
@@ -90,6 +123,10 @@ def describe(folder: Path) -> Description:
         outputs=tuple(raw["outputs"]),
         output_shapes=tuple(tuple(shape) for shape in raw["output_shapes"]),
         layers=tuple(Layer(**layer | {"output_shape": tuple(layer["output_shape"])}) for layer in raw["layers"]),
+        input_axes=tuple(map(tuple, raw["input_axes"])),
+        output_axes=tuple(map(tuple, raw["output_axes"])),
+        batched=raw["batched"],
+        notes=tuple(raw["notes"]),
     )
 
 
@@ -121,17 +158,21 @@ def _architecture(model: Any) -> str:
         ) from e
 
 
-def _describe(model: Any, source_format: str) -> Description:
+def _describe(reading: Reading, source_format: str) -> Description:
     return Description(
         source_format=source_format,
-        inputs=input_specs(model),
-        outputs=tuple(model.output_names),
-        output_shapes=tuple(tuple(tensor.shape) for tensor in model.outputs),
-        layers=tuple(_layers(model)),
+        inputs=input_specs(reading),
+        outputs=tuple(port.name for port in reading.outputs),
+        output_shapes=tuple(tuple(tensor.shape) for tensor in reading.model.outputs),
+        layers=tuple(_layers(reading.model)),
+        input_axes=tuple(port.axes for port in reading.inputs),
+        output_axes=tuple(port.axes for port in reading.outputs),
+        batched=reading.batched,
+        notes=reading.notes,
     )
 
 
-def _input(name: str, tensor: Any) -> InputSpec:
+def _input(name: str, tensor: Any, *, batched: bool) -> InputSpec:
     import tensorflow as tf
 
     if name == LABELS:
@@ -146,11 +187,11 @@ def _input(name: str, tensor: Any) -> InputSpec:
             cause="a flatbuffer for these targets takes dense numbers of a known rank",
             action="leave text, ragged and sparse data outside the model, and give it numbers",
         )
-    shape = tuple(tensor.shape)[1:]
+    shape = tuple(tensor.shape)[1:] if batched else tuple(tensor.shape)
     if None in shape:
         raise ModelError(
-            f"input '{name}' has the dynamic shape {[None, *shape]}",
-            cause=f"dimension {shape.index(None) + 1} has no fixed size, and a flatbuffer for these targets needs one",
+            f"input '{name}' has the dynamic shape {list(tensor.shape)}",
+            cause=f"dimension {shape.index(None) + batched} has no fixed size, which a flatbuffer needs",
             action="save the model with a fixed input shape",
         )
     return InputSpec(name=name, shape=shape, dtype=tensor.dtype.name)

@@ -13,6 +13,7 @@ from edgebuild.export.errors import ModelError
 from edgebuild.pipeline.ingest import float_model, parity
 from edgebuild.pipeline.ingest.keras3_layers import copy_weights, twin_of, untranslatable
 from edgebuild.pipeline.ingest.keras_check import loading
+from edgebuild.pipeline.ingest.source import plain
 
 os.environ["KERAS_BACKEND"] = "tensorflow"  # Read when Keras 3 is imported; a user's JAX or PyTorch is no use here.
 
@@ -134,7 +135,7 @@ def _twin_tensor(tensor: Any, tensors: dict[int, Any]) -> Any:
 
 
 def _require_equal(source: Any, twin: Any, path: Path) -> None:
-    float_model.input_specs(twin)  # Refuses by name what no seeded data could be made for.
+    float_model.input_specs(plain(twin))  # Refuses by name what no seeded data could be made for.
     arrays = parity.seeded_inputs(twin)
     error = parity.relative_error(_outputs(source, arrays), parity.outputs(twin, arrays))
     if error <= parity.MAX_RELATIVE_ERROR:

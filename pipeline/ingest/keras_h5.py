@@ -10,11 +10,12 @@ from typing import Any, Final
 from edgebuild.export.errors import ModelError
 from edgebuild.pipeline.ingest.code_check import refuse_code
 from edgebuild.pipeline.ingest.keras_check import loading, require_functional
+from edgebuild.pipeline.ingest.source import Options, Reading, plain
 
 _KERAS_3: Final = 3
 
 
-def read(path: Path) -> Any:
+def read(path: Path, _: Options) -> Reading:
     """The file as a tf_keras functional or sequential model.
 
     Raises:
@@ -25,12 +26,12 @@ def read(path: Path) -> Any:
     if _major(version) >= _KERAS_3:
         from edgebuild.pipeline.ingest import keras3
 
-        return require_functional(keras3.read(path), path)
+        return plain(require_functional(keras3.read(path), path))
     import tf_keras
 
     with loading(path, f"by tf_keras (Keras {version} wrote it)", "save it again with the Keras that wrote it"):
         model = tf_keras.models.load_model(str(path), compile=False)
-    return require_functional(model, path)
+    return plain(require_functional(model, path))
 
 
 def _header(path: Path) -> tuple[str, Any]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from edgebuild.export.errors import ModelError
 from edgebuild.pipeline.ingest import float_model, keras_h5, parity, saved_model
+from edgebuild.pipeline.ingest.source import Options, Reading
 
 READERS: Final = {"SavedModel": saved_model.read, "Keras HDF5": keras_h5.read}
+_PLAIN: Final = Options()
 _NOT_YET: Final = {
     ".keras": "a Keras archive",
     ".tflite": "a TFLite flatbuffer: a result, not a source",
@@ -46,25 +48,25 @@ def source_format(path: Path) -> str:
     )
 
 
-def read(path: Path) -> Any:
+def read(path: Path, options: Options = _PLAIN) -> Reading:
     """The source as a tf_keras functional or sequential model, with the weights it was saved with.
 
     Raises:
         ModelError: the source is damaged, would run code, or is not functional.
     """
-    return READERS[source_format(path)](path)
+    return READERS[source_format(path)](path, options)
 
 
-def ingest(path: Path, folder: Path) -> None:
+def ingest(path: Path, folder: Path, options: Options = _PLAIN) -> None:
     """Read the source, write it into `folder` as a float model, and prove that the float model computes the same.
 
     Raises:
         ModelError: the source can't be read, or something of it does not survive as plain data.
     """
-    source = read(path)
-    float_model.save(source, source_format(path), folder)
-    arrays = parity.seeded_inputs(source)
-    wanted, got = (parity.outputs(model, arrays) for model in (source, float_model.rebuild(folder)))
+    reading = read(path, options)
+    float_model.save(reading, source_format(path), folder)
+    arrays = parity.seeded_inputs(reading.model)
+    wanted, got = (parity.outputs(model, arrays) for model in (reading.model, float_model.rebuild(folder)))
     error = parity.relative_error(wanted, got)
     if not error <= parity.MAX_RELATIVE_ERROR:
         raise ModelError(

@@ -13,11 +13,12 @@ from typing import Any, Final
 from edgebuild.export.errors import ModelError
 from edgebuild.pipeline.ingest.code_check import reaches_out, refuse_code
 from edgebuild.pipeline.ingest.keras_check import loading, require_functional
+from edgebuild.pipeline.ingest.source import Options, Reading, plain
 
 _FUNCTIONAL: Final = ("Functional", "Sequential", "Model")  # "Model" is what TensorFlow 2.2 and older call functional.
 
 
-def read(path: Path) -> Any:
+def read(path: Path, _: Options) -> Reading:
     """The SavedModel as a tf_keras functional or sequential model.
 
     Raises:
@@ -33,7 +34,7 @@ def read(path: Path) -> Any:
 
     with loading(path, "as a Keras SavedModel", "check that the folder is whole, with its variables/"):
         model = tf_keras.models.load_model(str(path), compile=False)
-    return require_functional(model, path)
+    return plain(require_functional(model, path))
 
 
 def _parsed(path: Path) -> Any:

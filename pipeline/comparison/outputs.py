@@ -1,7 +1,7 @@
 """What models give for the same samples: a flatbuffer in a child process, a source model through the engine.
 
-Run as `python -m edgebuild.pipeline.outputs MODEL FOLDER`, this is the child: native code that crashes on a broken
-model takes down nothing else.
+Run as `python -m edgebuild.pipeline.comparison.outputs MODEL FOLDER`, this is the child: native code that crashes on
+a broken model takes down nothing else.
 """
 
 from __future__ import annotations
@@ -22,22 +22,17 @@ from numpy.typing import NDArray
 from edgebuild.calibration.checks import InputSpec
 from edgebuild.calibration.errors import Failure
 from edgebuild.export.errors import ModelError
-from edgebuild.export.flatbuffer import Flatbuffer, Quantization, Tensor
+from edgebuild.export.flatbuffer import Flatbuffer
 from edgebuild.pipeline.errors import CrashError, InternalError
 
 if TYPE_CHECKING:
-    from edgebuild.pipeline.engine import Event
-    from edgebuild.pipeline.store import Store
+    from edgebuild.pipeline.execution.engine import Event
+    from edgebuild.pipeline.storage.store import Store
     from edgebuild.pipeline.task import Task
 
 Arrays: TypeAlias = dict[str, NDArray[Any]]
-Range: TypeAlias = tuple[float, float]
 
-ROWS: Final = 64
 TIMEOUT_S: Final = 600
-_SEED: Final = 0
-_LARGEST_INTEGER: Final = 127  # Valid in every integer type, and pixels worth the name.
-_TABLES: Final = ("GATHER", "EMBEDDING_LOOKUP")
 
 
 def of_flatbuffer(path: Path, model: Flatbuffer, samples: Sequence[NDArray[Any]]) -> Arrays:
@@ -50,7 +45,7 @@ def of_flatbuffer(path: Path, model: Flatbuffer, samples: Sequence[NDArray[Any]]
     with tempfile.TemporaryDirectory(prefix="edgebuild-") as folder:
         place = Path(folder)
         np.savez(place / "inputs.npz", **{str(i): array for i, array in enumerate(samples)})
-        command = [sys.executable, "-m", "edgebuild.pipeline.outputs", str(path.absolute()), folder]
+        command = [sys.executable, "-m", "edgebuild.pipeline.comparison.outputs", str(path.absolute()), folder]
         try:
             ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=TIMEOUT_S)
         except subprocess.TimeoutExpired as e:
@@ -68,7 +63,7 @@ def of_source(
     store: Store,
     on_event: Callable[[Event], None],
 ) -> tuple[Arrays, Arrays]:
-    """A source model's inputs and outputs by its own names: on a data file, or on what `data` makes for its inputs.
+    """A source model's inputs and outputs, `[N, ...]` by its own names: on a data file, or what `data` makes for it.
 
     Raises:
         Failure: the model can't be read, or the data do not fit it.
@@ -87,46 +82,6 @@ def of_source(
         reference = _reference_task(model.key, samples.key)
         results = _run({t.key: t for t in (model, samples, reference)}, reference.key, store, on_event)
         return _load(store.place(samples.key) / "samples.npz"), _load(results[reference.key] / "outputs.npz")
-
-
-def seeded(specs: Sequence[InputSpec], ranges: Sequence[Range | None], vocabulary: int | None) -> Arrays:
-    """The same noise on every call: uniform over a known range, else normal; whole numbers for what looks them up."""
-    random = np.random.default_rng(_SEED)
-    return {spec.name: _noise(random, spec, bounds, vocabulary) for spec, bounds in zip(specs, ranges, strict=True)}
-
-
-def specs(model: Flatbuffer) -> tuple[InputSpec, ...]:
-    """A flatbuffer's inputs as real values: without the batch, quantized ones as float32."""
-    return tuple(
-        InputSpec(
-            name=name,
-            shape=tensor.shape[1:],
-            dtype="float32" if tensor.quantization is not None else tensor.dtype,
-        )
-        for name, tensor in model.inputs.items()
-    )
-
-
-def ranges(model: Flatbuffer) -> tuple[Range | None, ...]:
-    """The real values that each input can hold before it clips, where it is quantized or is quantized at once."""
-    first = {
-        operator.inputs[0]: model.main.tensors[operator.outputs[0]]
-        for operator in model.main.operators
-        if operator.kind == "QUANTIZE"
-    }
-    return tuple(_range(tensor) or _range(first.get(tensor.index)) for tensor in model.inputs.values())
-
-
-def vocabulary(model: Flatbuffer) -> int | None:
-    """The rows of the smallest constant table that the model looks something up in."""
-    tables = [
-        tensor.shape[0]
-        for operator in model.main.operators
-        if operator.kind in _TABLES
-        for tensor in model.operator_tensors(operator)
-        if tensor.is_constant and len(tensor.shape) > 1
-    ]
-    return min(tables, default=None)
 
 
 def main(model: str, folder: str) -> int:
@@ -169,7 +124,7 @@ def _load(path: Path) -> Arrays:
 
 
 def _run(tasks: Mapping[str, Task], goal: str, store: Store, on_event: Callable[[Event], None]) -> Mapping[str, Path]:
-    from edgebuild.pipeline.engine import execute
+    from edgebuild.pipeline.execution.engine import execute
 
     outcome = execute(tasks, [goal], store, jobs=2, on_event=on_event)
     if goal in outcome.failures:
@@ -179,7 +134,7 @@ def _run(tasks: Mapping[str, Task], goal: str, store: Store, on_event: Callable[
 
 def _samples_task(model: str, data: Path) -> Task:
     from edgebuild.pipeline import stages
-    from edgebuild.pipeline.store import digest_tree
+    from edgebuild.pipeline.storage.digests import digest_tree
     from edgebuild.pipeline.task import Source, Task, key
 
     task = Task(
@@ -203,27 +158,6 @@ def _reference_task(model: str, samples: str) -> Task:
         title="run the source model",
     )
     return replace(task, key=key(stages.STAGES["reference"], task))
-
-
-def _noise(random: np.random.Generator, spec: InputSpec, bounds: Range | None, vocabulary: int | None) -> NDArray[Any]:
-    shape = (ROWS, *spec.shape)
-    if vocabulary is None and spec.dtype.startswith("float"):
-        values = random.standard_normal(shape) if bounds is None else random.uniform(*bounds, shape)
-        return values.astype(spec.dtype)
-    highest = 1 if spec.dtype == "bool" else min((vocabulary or _LARGEST_INTEGER + 1) - 1, _LARGEST_INTEGER)
-    return random.integers(0, highest, shape, endpoint=True).astype(spec.dtype)
-
-
-def _range(tensor: Tensor | None) -> Range | None:
-    if tensor is None or tensor.quantization is None or np.dtype(tensor.dtype).kind not in "iu":
-        return None
-    limits = np.iinfo(tensor.dtype)
-    low, high = (_real(q, tensor.quantization) for q in (limits.min, limits.max))
-    return low, high
-
-
-def _real(value: int, quantization: Quantization) -> float:
-    return (value - quantization.zero_point[0]) * quantization.scale[0]
 
 
 if __name__ == "__main__":

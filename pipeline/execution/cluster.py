@@ -13,15 +13,17 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from edgebuild.calibration.errors import Failure
-from edgebuild.pipeline import cluster_worker, shipping
-from edgebuild.pipeline.cluster_worker import Done, Job, TaskFailed
-from edgebuild.pipeline.engine import Event, Outcome, Runner, Work
 from edgebuild.pipeline.errors import ConfigError, CrashError, InternalError, SchedulerError, StoreError
-from edgebuild.pipeline.shared_store import INSTALL, SharedStore
+from edgebuild.pipeline.execution import cluster_worker, shipping
+from edgebuild.pipeline.execution.cluster_worker import Done, Job, TaskFailed
+from edgebuild.pipeline.execution.engine import Event, Outcome, Runner, Work, ended
+from edgebuild.pipeline.execution.run_task import Answer
 from edgebuild.pipeline.stages import STAGES
+from edgebuild.pipeline.storage.shared_store import INSTALL, SharedStore
 from edgebuild.pipeline.task import Task, tool_version
 from edgebuild.targets.errors import ToolMissingError
 
@@ -63,7 +65,7 @@ def _connect(address: str) -> Client:
     try:
         import dask
 
-        dask.config.set({"logging.distributed": "critical"})  # What it would print, we say.
+        dask.config.set({"logging": dict.fromkeys(("distributed", "distributed.client"), "critical")})  # We say it.
         from distributed import Client
     except ImportError as e:
         raise ToolMissingError("--scheduler needs Dask, which is not installed", cause=str(e), action=INSTALL) from e
@@ -177,41 +179,28 @@ class _Submitted:
                 action=f"start some with `dask worker {self._address}`",
             )
 
-    def _finish(self, task: Task, future: Future[Done]) -> None:
+    def _require_scheduler(self, future: Future[Done]) -> None:
         if future.cancelled() or future.status == "lost":
             raise SchedulerError(
                 f"the Dask scheduler at {self._address} went away",
                 cause="the connection was lost during the build",
                 action="start it again and run the build again; what was finished is in the store",
             )
+
+    def _finish(self, task: Task, future: Future[Done]) -> None:
+        self._require_scheduler(future)
         failed = next((self._failures[key] for key in task.inputs.values() if key in self._failures), None)
         if failed is not None:
             self._failures[task.key] = failed
             self._tell(Event(state="skipped", task=task, failure=failed))
             return
-        done, failure = self._ended(task, future)
-        if failure is None and task.key in self._work.goals:
-            failure = self._fetch(task)
-        if failure is not None:
-            self._failures[task.key] = failure
-        self._tell(
-            Event(
-                state="failed" if failure else "done",
-                task=task,
-                seconds=done.answer.seconds if done else 0.0,
-                failure=failure,
-                trace=done.answer.trace if done else "",
-                log=done.log if done else "",
-            )
-        )
-
-    def _ended(self, task: Task, future: Future[Done]) -> tuple[Done | None, Failure | None]:
-        error = future.exception()
-        if error is None:
-            return future.result(), None
-        if isinstance(error, TaskFailed):
-            return error.done, error.done.answer.failure
-        return None, _told(task, error)
+        done = _done(task, future)
+        answer = done.answer
+        if answer.failure is None and task.key in self._work.goals:
+            answer = replace(answer, failure=self._fetch(task))
+        if answer.failure is not None:
+            self._failures[task.key] = answer.failure
+        self._tell(ended(task, answer, done.log))
 
     def _fetch(self, task: Task) -> Failure | None:
         """Look a goal up here, as a worker's word alone makes no result."""
@@ -227,6 +216,17 @@ class _Submitted:
 
     def _tell(self, event: Event) -> None:
         self._work.tell(event)
+
+
+def _done(task: Task, future: Future[Done]) -> Done:
+    """How the task ended, in its own words or in ours for what Dask says of it."""
+    error = future.exception()
+    if error is None:
+        done: Done = future.result()
+        return done
+    if isinstance(error, TaskFailed):
+        return error.done
+    return Done(answer=Answer(failure=_told(task, error), seconds=0.0), log="")
 
 
 def _told(task: Task, error: BaseException) -> Failure:

@@ -18,18 +18,18 @@ from edgebuild.export.agreement import Agreement
 from edgebuild.export.errors import ModelError
 from edgebuild.export.flatbuffer import Flatbuffer
 from edgebuild.export.formats import Precision
-from edgebuild.pipeline import outputs
+from edgebuild.pipeline.comparison import noise, outputs
+from edgebuild.pipeline.comparison.outputs import Arrays
 from edgebuild.pipeline.gates import AGREEMENT_LIMITS
-from edgebuild.pipeline.outputs import Arrays, Range
 
 if TYPE_CHECKING:
-    from edgebuild.pipeline.engine import Event
-    from edgebuild.pipeline.store import Store
+    from edgebuild.pipeline.execution.engine import Event
+    from edgebuild.pipeline.storage.store import Store
 
 Sameness: TypeAlias = Literal["equal", "the same", "different", "unknown"]
 Shapes: TypeAlias = Mapping[str, tuple[int, ...]]
 
-_NOISE: Final = f"{outputs.ROWS} samples of seeded noise"
+_NOISE: Final = f"{noise.ROWS} samples of seeded noise"
 _NOT_PROOF: Final = "noise is not what the model was made for; give real samples with --data to be sure"
 _CALIBRATED: Final = ("int8", "int16x8")  # Their activations hold what was calibrated, and noise goes beyond that.
 
@@ -39,7 +39,7 @@ class SameOutputs:
     """How far the second model's outputs lie from the first one's.
 
     `limit` is the largest relative RMSE of a sound conversion to `precision`, the coarser of the two models' formats;
-    above it they compute something different. `note` says what makes that doubtful.
+    above it they compute something different. `data` says what both ran on, `note` what makes the verdict doubtful.
     """
 
     agreement: Agreement
@@ -69,9 +69,9 @@ def of_flatbuffers(a: Path, b: Path, data: Path | None) -> SameOutputs:
         DataError: the samples do not fit.
     """
     one, two = read(a), read(b)
-    wanted = outputs.specs(one)
-    order = _order(_spec_shapes(wanted), _spec_shapes(outputs.specs(two)), "inputs")
-    arrays = _load(data, wanted) if data else _noise(wanted, [(one, range(len(order))), (two, order)])
+    wanted = _specs(one)
+    order = _order(_spec_shapes(wanted), _spec_shapes(_specs(two)), "inputs")
+    arrays = _load(data, wanted) if data else noise.for_all(wanted, [(one, range(len(order))), (two, order)])
     samples = list(arrays.values())
     first = outputs.of_flatbuffer(a, one, samples)
     second = outputs.of_flatbuffer(b, two, [samples[i] for i in order])
@@ -88,12 +88,12 @@ def with_source(
         Failure: one of them can't be read or run, or the samples do not fit.
     """
     model = read(artifact)
-    shapes = _spec_shapes(outputs.specs(model))
+    shapes = _spec_shapes(_specs(model))
 
-    def noise(wanted: Sequence[InputSpec]) -> Arrays:
-        return _noise(wanted, [(model, _order(_spec_shapes(wanted), shapes, "inputs"))])
+    def without_samples(wanted: Sequence[InputSpec]) -> Arrays:
+        return noise.for_all(wanted, [(model, _order(_spec_shapes(wanted), shapes, "inputs"))])
 
-    samples, first = outputs.of_source(source, data or noise, store, on_event)
+    samples, first = outputs.of_source(source, data or without_samples, store, on_event)
     order = _order(_shapes(samples), shapes, "inputs")
     second = outputs.of_flatbuffer(artifact, model, [list(samples.values())[i] for i in order])
     return _held((source.name, first), (artifact.name, second), precision_of(model), data)
@@ -149,26 +149,11 @@ def _order(wanted: Shapes, given: Shapes, what: str) -> list[int]:
     )
     if not fits:
         raise ModelError(
-            f"the models have different {what}", cause=f"{_listed(wanted)} against {_listed(given)}, batch aside"
+            f"the models have different {what}",
+            cause=f"{_listed(wanted)} against {_listed(given)}, batch aside",
+            action="give two models that take and give the same arrays",
         )
     return order
-
-
-def _noise(wanted: Sequence[InputSpec], models: Sequence[tuple[Flatbuffer, Sequence[int]]]) -> Arrays:
-    """Values that every model takes without clipping; each comes with the places of its inputs in `wanted`."""
-    bounds: list[Range | None] = [None] * len(wanted)
-    for model, order in models:
-        for place, found in zip(order, outputs.ranges(model), strict=True):
-            bounds[place] = _both(bounds[place], found)
-    tables = [rows for model, _ in models if (rows := outputs.vocabulary(model)) is not None]
-    return outputs.seeded(wanted, bounds, min(tables, default=None))
-
-
-def _both(a: Range | None, b: Range | None) -> Range | None:
-    if a is None or b is None:
-        return a or b
-    low, high = max(a[0], b[0]), min(a[1], b[1])
-    return (low, high) if low < high else a
 
 
 def _load(data: Path, wanted: Sequence[InputSpec]) -> Arrays:
@@ -185,6 +170,18 @@ def _require_finite(model: str, arrays: Mapping[str, NDArray[Any]]) -> None:
                 cause="it overflows on these samples, so nothing can be told from its outputs",
                 action="give samples it was made for with --data",
             )
+
+
+def _specs(model: Flatbuffer) -> tuple[InputSpec, ...]:
+    """A flatbuffer's inputs as real values: without the batch, quantized ones as float32."""
+    return tuple(
+        InputSpec(
+            name=name,
+            shape=tensor.shape[1:],
+            dtype="float32" if tensor.quantization is not None else tensor.dtype,
+        )
+        for name, tensor in model.inputs.items()
+    )
 
 
 def _spec_shapes(specs: Sequence[InputSpec]) -> Shapes:

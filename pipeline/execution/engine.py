@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, Protocol, TypeAlias
 
 from edgebuild.calibration.errors import Failure
-from edgebuild.pipeline import workers
-from edgebuild.pipeline.run_task import Ready, Waiting
+from edgebuild.pipeline.execution import workers
+from edgebuild.pipeline.execution.run_task import Answer, Ready, Waiting
+from edgebuild.pipeline.execution.workers import Limits, Worker
 from edgebuild.pipeline.stages import STAGES
-from edgebuild.pipeline.store import Store, session
+from edgebuild.pipeline.storage.sessions import session
+from edgebuild.pipeline.storage.store import Store
 from edgebuild.pipeline.task import Task, WorkerKind
-from edgebuild.pipeline.workers import Limits, Worker
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -46,6 +47,11 @@ class Outcome:
     results: Mapping[str, Path]
     failures: Mapping[str, Failure]
 
+    @property
+    def causes(self) -> tuple[Failure, ...]:
+        """Every failure once, however many tasks carry it."""
+        return tuple({id(failure): failure for failure in self.failures.values()}.values())
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
@@ -57,6 +63,18 @@ class Work:
     missing: Mapping[str, Task]
     limits: Limits
     tell: Callable[[Event], None]
+
+
+def ended(task: Task, answer: Answer, log: str) -> Event:
+    """What to tell of a task that ran to its end, good or bad."""
+    return Event(
+        state="failed" if answer.failure else "done",
+        task=task,
+        seconds=answer.seconds,
+        failure=answer.failure,
+        trace=answer.trace,
+        log=log,
+    )
 
 
 class Runner(Protocol):
@@ -119,24 +137,16 @@ def execute(
         work = Work(store=opened, goals=goals, found=found, missing=missing, limits=limits, tell=on_event)
         if runner is not None:
             return runner(work)
-        with _Run(opened, jobs, on_event, limits, found, missing) as run:
+        with _Run(work, jobs) as run:
             return run.until_done()
 
 
 class _Run:
     """The moving parts of one execution: what waits, what runs, who works."""
 
-    def __init__(
-        self,
-        store: Store,
-        jobs: int,
-        on_event: Callable[[Event], None],
-        limits: Limits,
-        found: dict[str, Path],
-        missing: dict[str, Task],
-    ) -> None:
-        self._store, self._jobs, self._tell, self._limits = store, jobs, on_event, limits
-        self._results, self._waiting = found, missing
+    def __init__(self, work: Work, jobs: int) -> None:
+        self._store, self._tell, self._limits, self._jobs = work.store, work.tell, work.limits, jobs
+        self._results, self._waiting = dict(work.found), dict(work.missing)
         self._failures: dict[str, Failure] = {}
         self._ready_since: dict[str, float] = {}
         self._workers: list[Worker] = []
@@ -216,13 +226,4 @@ class _Run:
             self._results[task.key] = self._store.place(task.key)
         else:
             self._failures[task.key] = answer.failure
-        self._tell(
-            Event(
-                state="failed" if answer.failure else "done",
-                task=task,
-                seconds=answer.seconds,
-                failure=answer.failure,
-                trace=answer.trace,
-                log=log,
-            )
-        )
+        self._tell(ended(task, answer, log))

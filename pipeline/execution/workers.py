@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import IO, Final
 
 from edgebuild.pipeline.errors import CrashError
-from edgebuild.pipeline.run_task import Answer, Ready, Waiting
-from edgebuild.pipeline.store import Store
+from edgebuild.pipeline.execution.run_task import Answer, Ready, Waiting
+from edgebuild.pipeline.storage.store import Store
 from edgebuild.pipeline.task import Task, WorkerKind
 from edgebuild.targets.tools import python_module
 
@@ -99,14 +99,17 @@ class Worker:
 
     def close(self) -> None:
         """End the process now and free what it held."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
+        self._kill()
         self.process.wait()
         self.connection.close()
         self.log.close()
 
     def _end(self, cause: str, action: str) -> None:
         self._ended_for = (cause, action)
+        self._kill()
+
+    def _kill(self) -> None:
+        """End the process and all that it started."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
 
@@ -125,7 +128,7 @@ class Worker:
         try:
             code = self.process.wait(_LAST_MOMENTS_S)
         except subprocess.TimeoutExpired:  # It closed its pipe and lives on.
-            os.killpg(self.process.pid, signal.SIGKILL)
+            self._kill()
             code = self.process.wait()
         how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit status {code}"
         said = (line.strip() for line in self.log_tail().splitlines())
@@ -147,7 +150,7 @@ def start(kind: WorkerKind, scratch: Path) -> Worker:
     ours, theirs = Pipe()
     log = tempfile.TemporaryFile(dir=scratch)  # noqa: SIM115 - lives as long as the worker
     process = subprocess.Popen(
-        python_module("edgebuild.pipeline.worker", kind, str(theirs.fileno())),
+        python_module("edgebuild.pipeline.execution.worker", kind, str(theirs.fileno())),
         stdin=subprocess.DEVNULL,
         stdout=log,
         stderr=subprocess.STDOUT,

@@ -9,7 +9,7 @@ from typing import Final, Literal, TypeAlias
 
 from edgebuild.device_tests.latency import CONFIDENCE, Latency
 from edgebuild.export.flatbuffer import Flatbuffer
-from edgebuild.pipeline.report import Report, TargetReport
+from edgebuild.pipeline.report import NoAgreement, Report, TargetReport
 from edgebuild.targets.evidence import Evidence, Figure
 from edgebuild.targets.placement import Placement
 from edgebuild.targets.registry import TARGETS
@@ -43,7 +43,7 @@ class Reading:
     note: str = ""
 
 
-Readings: TypeAlias = Mapping[tuple[str, str], Reading]
+Readings: TypeAlias = Mapping[tuple[str, str], Reading]  # By target and figure.
 
 FIGURES: Final[dict[str, FigureKind]] = {
     "size": FigureKind(unit="B", gate="size"),
@@ -93,6 +93,8 @@ def _metric(target: TargetReport) -> Reading:
 
 def _agreement(target: TargetReport) -> Reading:
     found = target.agreement
+    if isinstance(found, NoAgreement):
+        return Reading(value=None, evidence="unavailable", note=found.note)
     return Reading(value=found.relative_rmse, evidence=found.evidence, basis=f"{found.n} {found.data} samples")
 
 

@@ -4,66 +4,28 @@ An entry is a folder `<root>/<key[:2]>/<key>/` with the stage's files and `entry
 It is written beside its place, flushed to disk, and renamed: it is there whole or not at all, after a power loss too.
 Every read checks every digest. Builds that want the same entry at once take turns by a lock that the kernel frees when
 its holder ends, however that is.
-
-A build works in a `session`: a folder for its unfinished and temporary files, and a lease that names the keys it uses.
-What a dead session left is removed by the next one to start; what a living one uses is never collected. The time of an
-entry's `entry.json` is when a build last used it, the time of its folder when it was made.
 """
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
 import json
 import os
-import secrets
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Final, Literal, TypeAlias
 
 from edgebuild.pipeline.errors import StoreError
-from edgebuild.pipeline.locks import held, is_held
+from edgebuild.pipeline.storage.digests import digest_file
+from edgebuild.pipeline.storage.location import CACHE_VARIABLE
+from edgebuild.pipeline.storage.locks import held
 
 ENTRY: Final = "entry.json"
-CACHE_VARIABLE: Final = "EDGEBUILD_CACHE"
 State: TypeAlias = Literal["whole", "missing", "damaged"]
-
-
-def default_root() -> Path:
-    """Where the store lies: `$EDGEBUILD_CACHE` (a URL's mirror here), or `edgebuild` in the user's cache folder."""
-    from platformdirs import user_cache_path
-
-    named = os.environ.get(CACHE_VARIABLE)
-    if named and "://" in named:
-        from edgebuild.pipeline.shared_store import mirror
-
-        return mirror(named)
-    return Path(named).expanduser().absolute() if named else user_cache_path("edgebuild")
-
-
-def digest_file(path: Path) -> str:
-    """The file's sha256, as hex."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def digest_tree(path: Path, pattern: str = "*") -> str:
-    """The sha256 of a file, or of a folder's relative names and contents; times and places do not count."""
-    if path.is_file():
-        return digest_file(path)
-    # Links are followed, as a reader follows them: the weights may lie behind one.
-    walked = (Path(folder) / name for folder, _, names in os.walk(path, followlinks=True) for name in names)
-    files = sorted(file for file in walked if fnmatch(file.name, pattern) and file.is_file())
-    listing = [(file.relative_to(path).as_posix(), digest_file(file)) for file in files]
-    return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,8 +79,16 @@ class Store:
         return self.place(key) if self.state(key) == "whole" else None
 
     def keys(self) -> Iterator[str]:
-        """The keys of all entries, whole or not."""
-        for folder in sorted(self.root.glob("[0-9a-f][0-9a-f]")):
+        """The keys of all entries, whole or not; none where no build has made the folder yet.
+
+        Raises:
+            OSError: it can't be listed.
+        """
+        try:
+            folders = [folder for folder in self.root.iterdir() if fnmatch(folder.name, "[0-9a-f][0-9a-f]")]
+        except FileNotFoundError:
+            return
+        for folder in sorted(folders):
             yield from sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
 
     def remove(self, key: str) -> None:
@@ -189,79 +159,13 @@ class Store:
         return scratch
 
 
-@contextmanager
-def session(store: Store, keys: Iterable[str]) -> Iterator[Store]:
-    """The store for one build: with a scratch folder of its own, and a lease on `keys` until the block ends.
-
-    Raises:
-        StoreError: the store can't be written.
-    """
-    named = tuple(keys)
-    with ExitStack() as until_the_end:
-        try:
-            for folder in ("leases", "staging"):
-                (store.root / folder).mkdir(parents=True, exist_ok=True)
-            with collecting(store):  # A collection under way ends first, and nobody sweeps a lease half made.
-                name = until_the_end.enter_context(_lease(store.root / "leases", named))
-                sweep(store)
-            _mark_used(store, named)
-            scratch = store.root / "staging" / name
-            scratch.mkdir()
-        except OSError as e:
-            raise unusable(store.root, e) from e
-        until_the_end.callback(shutil.rmtree, scratch, ignore_errors=True)
-        yield replace(store, scratch=scratch)
-
-
-@contextmanager
-def collecting(store: Store) -> Iterator[None]:
-    """Hold the store so that no session starts: who may remove entries knows every lease there is."""
-    with held(store.root / "gc.lock"):
-        yield
-
-
-def sweep(store: Store) -> None:
-    """Remove what dead sessions left: their leases and their scratch folders."""
-    living = set()
-    for lease in (store.root / "leases").glob("*"):
-        if is_held(lease):
-            living.add(lease.name)
-        else:
-            lease.unlink(missing_ok=True)
-    for scratch in (store.root / "staging").glob("*"):
-        if scratch.name not in living:
-            shutil.rmtree(scratch, ignore_errors=True)
-
-
-def leased_keys(store: Store) -> set[str]:
-    """The keys that living builds use."""
-    keys: set[str] = set()
-    for lease in (store.root / "leases").glob("*"):
-        with suppress(FileNotFoundError):  # Its session ended between the two looks.
-            keys |= set(lease.read_text().split()) if is_held(lease) else set()
-    return keys
-
-
-@contextmanager
-def _lease(folder: Path, keys: Iterable[str]) -> Iterator[str]:
-    """The name of a locked file that lists keys; the end of the block, or of the process, frees the lock."""
-    path = folder / f"{os.getpid()}-{secrets.token_hex(4)}"
-    lease = path.open("x")
-    try:
-        fcntl.flock(lease, fcntl.LOCK_EX)
-        lease.write("\n".join(keys))
-        lease.flush()
-        yield path.name
-    finally:
-        path.unlink(missing_ok=True)
-        lease.close()
-
-
-def _mark_used(store: Store, keys: Iterable[str]) -> None:
-    """Give entries the time of now; one that is missing, or another user's, keeps its own and is collected earlier."""
-    for key in keys:
-        with suppress(OSError):
-            os.utime(store.place(key) / ENTRY)
+def unusable(root: Path, error: OSError) -> StoreError:
+    """The store's disk or folder refuses."""
+    return StoreError(
+        f"the store at {root} can't be used",
+        cause=str(error),
+        action=f"free space or fix permissions there, or set {CACHE_VARIABLE} to another folder",
+    )
 
 
 def _faults(folder: Path, key: str) -> Iterator[str]:
@@ -293,12 +197,3 @@ def _flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def unusable(root: Path, error: OSError) -> StoreError:
-    """The store's disk or folder refuses."""
-    return StoreError(
-        f"the store at {root} can't be used",
-        cause=str(error),
-        action=f"free space or fix permissions there, or set {CACHE_VARIABLE} to another folder",
-    )

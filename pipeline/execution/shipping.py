@@ -18,7 +18,8 @@ from pathlib import Path
 
 from edgebuild.calibration.errors import DataError
 from edgebuild.pipeline.errors import StoreError
-from edgebuild.pipeline.store import Store, digest_tree
+from edgebuild.pipeline.storage.digests import digest_tree
+from edgebuild.pipeline.storage.store import Store
 from edgebuild.pipeline.task import Source, Task
 
 

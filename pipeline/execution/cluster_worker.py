@@ -15,14 +15,16 @@ from pathlib import Path
 from typing import Any, Final
 
 from edgebuild.calibration.errors import Failure
-from edgebuild.pipeline import shipping, workers
 from edgebuild.pipeline.errors import ConfigError
-from edgebuild.pipeline.run_task import Answer, Waiting
-from edgebuild.pipeline.shared_store import INSTALL, SharedStore, mirror
+from edgebuild.pipeline.execution import shipping, workers
+from edgebuild.pipeline.execution.run_task import Answer, Waiting
+from edgebuild.pipeline.execution.workers import Limits, Worker
 from edgebuild.pipeline.stages import STAGES
-from edgebuild.pipeline.store import CACHE_VARIABLE, Store, session
+from edgebuild.pipeline.storage.location import CACHE_VARIABLE, mirror
+from edgebuild.pipeline.storage.sessions import session
+from edgebuild.pipeline.storage.shared_store import INSTALL, SharedStore
+from edgebuild.pipeline.storage.store import Store
 from edgebuild.pipeline.task import Task, WorkerKind, key, tool_version
-from edgebuild.pipeline.workers import Limits, Worker
 from edgebuild.targets.errors import ToolMissingError
 
 IDLE_S: Final = 300.0  # An idle TensorFlow process keeps 600 MB of a machine that others use too.
@@ -93,8 +95,8 @@ def _run(job: Job, address: str, folder: Path, tell: Callable[[str], None]) -> D
     if not isinstance(job.store, SharedStore):
         _require_in_sight(job, address)
         return _hand_over(job.task, job.store, job.limits, folder, tell)
-    store = SharedStore(root=mirror(job.store.url), url=job.store.url)
-    with session(store, (job.task.key, *job.task.inputs.values(), *shipping.keys(job.task))) as opened:
+    here = SharedStore(root=mirror(job.store.url), url=job.store.url)
+    with session(here, (job.task.key, *job.task.inputs.values(), *shipping.keys(job.task))) as opened:
         task = shipping.receive(job.task, opened)
         done = _hand_over(task, opened, job.limits, folder, tell)
     return replace(done, answer=_in_the_users_words(done.answer, job.task, task))
@@ -185,12 +187,12 @@ def _require_in_sight(job: Job, address: str) -> None:
         )
 
 
-def _in_the_users_words(answer: Answer, theirs: Task, ours: Task) -> Answer:
-    """A failure that names the user's files, not where copies of them lay on the worker."""
+def _in_the_users_words(answer: Answer, sent: Task, received: Task) -> Answer:
+    """A failure that names the user's files, not where copies of them lay on this worker."""
     failure = answer.failure
     if failure is None:
         return answer
     parts: dict[str, Any] = {"what": failure.what, "cause": failure.cause, "action": failure.action}
-    for name, source in ours.sources.items():
-        parts = {part: text.replace(str(source.path), str(theirs.sources[name].path)) for part, text in parts.items()}
+    for name, copy in received.sources.items():
+        parts = {part: text.replace(str(copy.path), str(sent.sources[name].path)) for part, text in parts.items()}
     return replace(answer, failure=type(failure)(parts.pop("what"), **parts))

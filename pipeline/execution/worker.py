@@ -17,8 +17,8 @@ from multiprocessing.connection import Connection
 
 from edgebuild.calibration.errors import Failure
 from edgebuild.pipeline.errors import InternalError
-from edgebuild.pipeline.run_task import Answer, Ready, Waiting, is_full_disk, run_task, unusable_for
-from edgebuild.pipeline.store import Store
+from edgebuild.pipeline.execution.run_task import Answer, Ready, Waiting, is_full_disk, run_task, unusable_for
+from edgebuild.pipeline.storage.store import Store
 from edgebuild.pipeline.task import Task
 
 _PR_SET_PDEATHSIG = 1

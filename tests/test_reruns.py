@@ -14,7 +14,7 @@ import pytest
 from conftest import Build, Ended
 from planned import configure, planned, settings
 
-from edgebuild.pipeline import demo, explain, manifest, stages, task
+from edgebuild.pipeline import demo, manifest, reruns, stages, task
 from edgebuild.pipeline.manifest import StageRecord
 from edgebuild.pipeline.plan import Plan
 
@@ -34,7 +34,7 @@ def reasons(
 ) -> dict[str, tuple[str, ...]]:
     """By title, of what is new in a plan, or of what `ran`."""
     new = plan.tasks.keys() - before.keys() if ran is None else ran
-    return {why.title: why.reasons for why in explain.explain(before, plan.tasks, new, **options)}
+    return {why.title: why.reasons for why in reruns.explain(before, plan.tasks, new, **options)}
 
 
 def after(folder: Path, change: Callable[[Path], object], **options: Any) -> dict[str, tuple[str, ...]]:
@@ -160,7 +160,7 @@ def test_a_renamed_model_with_other_content_is_told_as_one(folder: Path) -> None
 def test_what_was_never_built_here_says_so(folder: Path) -> None:
     configure(folder, settings(targets={"gpu": {}}))
     found = after(folder, lambda f: configure(f, settings(targets={"gpu": {}, "mcu": {}})))
-    assert set(found.values()) == {(explain.NEVER_BUILT,)}
+    assert set(found.values()) == {(reruns.NEVER_BUILT,)}
     assert set(found) == {
         "load calibration data",
         "calibrate",
@@ -174,7 +174,7 @@ def test_the_same_key_ran_for_want_of_its_entry(folder: Path) -> None:
     plan = planned(folder)
     first, second, *_ = plan.tasks
     found = reasons(recorded(plan), plan, ran=[first, second], damaged=[second])
-    assert list(found.values()) == [(explain.NOT_STORED,), (explain.DAMAGED,)]
+    assert list(found.values()) == [(reruns.NOT_STORED,), (reruns.DAMAGED,)]
 
 
 def test_only_what_ran_is_explained_in_the_plans_order(folder: Path) -> None:

@@ -15,13 +15,15 @@ from pathlib import Path
 from edgebuild.calibration.errors import DataError, Failure
 from edgebuild.pipeline.errors import StoreError
 from edgebuild.pipeline.stages import STAGES
-from edgebuild.pipeline.store import CACHE_VARIABLE, ENTRY, Store, digest_tree
+from edgebuild.pipeline.storage.digests import digest_tree
+from edgebuild.pipeline.storage.location import CACHE_VARIABLE
+from edgebuild.pipeline.storage.store import ENTRY, Store
 from edgebuild.pipeline.task import Task
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """How a task ended: well, where `failure` is None."""
+    """How a task ended: well, where `failure` is None; `seconds` of wall time, and a failure's traceback."""
 
     failure: Failure | None
     seconds: float
@@ -142,14 +144,18 @@ def _require_sound(out: Path, title: str) -> None:
         raise StoreError(f"{title} left nothing, or an empty file", cause="the disk may be full", action="run it again")
     for file in files:
         if file.suffix == ".json":
-            try:
-                json.loads(file.read_bytes())
-            except ValueError as e:
-                raise StoreError(f"{title} left a damaged {file.name}", cause=str(e), action="run it again") from e
+            _require_json(file, title)
         elif file.suffix == ".tflite":
             from edgebuild.export.interpreter import require_running
 
             require_running(file.read_bytes())
+
+
+def _require_json(file: Path, title: str) -> None:
+    try:
+        json.loads(file.read_bytes())
+    except ValueError as e:
+        raise StoreError(f"{title} left a damaged {file.name}", cause=str(e), action="run it again") from e
 
 
 def _require_unchanged(task: Task) -> None:

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias
 
 from edgebuild.pipeline import gates
+from edgebuild.pipeline.comparison.readings import FIGURES, Reading
 from edgebuild.pipeline.errors import ConfigError
 from edgebuild.pipeline.gates import AGREEMENT_LIMITS
-from edgebuild.pipeline.readings import FIGURES, Reading
 from edgebuild.pipeline.report import GateResult, Verdict
 
 Change: TypeAlias = Literal[
@@ -70,20 +70,14 @@ def parse(text: str) -> Tolerance:
     *names, amount = rest.split(":")
     if kind != "regress" or len(names) > 1:
         raise ConfigError(f"--fail-on {text} is no tolerance", action="write regress:5% or regress:size:5%")
-    figure = _gated(names[0], text) if names else None
-    share = amount.endswith("%")
-    try:
-        number = float(amount.removesuffix("%")) / (100 if share else 1)
-    except ValueError:
-        number = math.nan
-    if not (math.isfinite(number) and number >= 0):
-        raise ConfigError(f"--fail-on {text}: '{amount}' is no tolerance", action="write 5%, or an amount such as 0.01")
-    if figure is None and not share:
+    figure, is_share = _gated_figure(names[0], text) if names else None, amount.endswith("%")
+    tolerance = Tolerance(figure=figure, amount=_amount(amount, text), is_share=is_share)
+    if figure is None and not is_share:
         raise ConfigError(
             f"--fail-on {text}: an amount needs the figure it is of, since units differ",
             action=f"write regress:FIGURE:{amount}, or a share such as regress:5%",
         )
-    return Tolerance(figure=figure, amount=number, is_share=share)
+    return tolerance
 
 
 def difference(target: str, figure: str, a: Reading, b: Reading) -> Difference:
@@ -106,12 +100,31 @@ def judge(differences: Iterable[Difference], tolerances: Sequence[Tolerance]) ->
     )
 
 
+def applying(figure: str, tolerances: Sequence[Tolerance]) -> Sequence[Tolerance]:
+    """Those on the figure itself, or on every figure where it has none of its own."""
+    own = [tolerance for tolerance in tolerances if tolerance.figure == figure]
+    return own or [tolerance for tolerance in tolerances if tolerance.figure is None]
+
+
 def exit_code(results: Iterable[GateResult]) -> int:
     """The smallest code of those that did not pass; an inconclusive latency is told, and fails nothing."""
     return gates.exit_code(r for r in results if not (r.kind == "latency" and r.verdict == "inconclusive"))
 
 
-def _gated(name: str, text: str) -> str:
+def _amount(written: str, text: str) -> float:
+    """`5%` as 0.05, `0.01` as it is."""
+    try:
+        number = float(written.removesuffix("%")) / (100 if written.endswith("%") else 1)
+    except ValueError:
+        number = math.nan
+    if not (math.isfinite(number) and number >= 0):
+        raise ConfigError(
+            f"--fail-on {text}: '{written}' is no tolerance", action="write 5%, or an amount such as 0.01"
+        )
+    return number
+
+
+def _gated_figure(name: str, text: str) -> str:
     names = [figure for figure, kind in FIGURES.items() if kind.gate is not None]
     if name not in names:
         near = difflib.get_close_matches(name, names, 1)
@@ -137,12 +150,6 @@ def _change(figure: str, a: Reading, b: Reading) -> tuple[Change, str]:
     if FIGURES[figure].gate is None:
         return "changed", ""
     return ("better" if (b.value > a.value) == a.higher_is_better else "worse"), ""
-
-
-def applying(figure: str, tolerances: Sequence[Tolerance]) -> Sequence[Tolerance]:
-    """Those on the figure itself, or on every figure where it has none of its own."""
-    own = [tolerance for tolerance in tolerances if tolerance.figure == figure]
-    return own or [tolerance for tolerance in tolerances if tolerance.figure is None]
 
 
 def _judge(found: Difference, tolerance: Tolerance) -> GateResult:

@@ -12,7 +12,6 @@ made again, for everyone.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -24,7 +23,9 @@ from typing import Any, Final
 
 from edgebuild.calibration.errors import Failure
 from edgebuild.pipeline.errors import ConfigError, StoreError
-from edgebuild.pipeline.store import CACHE_VARIABLE, ENTRY, Store, default_root, digest_file
+from edgebuild.pipeline.storage.digests import digest_file
+from edgebuild.pipeline.storage.location import CACHE_VARIABLE, default_root
+from edgebuild.pipeline.storage.store import ENTRY, Store
 from edgebuild.targets.errors import ToolMissingError
 
 INSTALL: Final = "pip install -c constraints.txt 'edgebuild[distributed]'"
@@ -72,12 +73,12 @@ class SharedStore(Store):
                 self._push(key)
             return mirrored
         try:
-            files = _files(listing, key)
+            files, description = _files(listing, key), str(json.loads(listing)["description"])
         except (ValueError, KeyError, TypeError, AttributeError) as e:
             return self._retracted(key, (f"{ENTRY} is no listing of this entry: {e}",))
         if mirrored == () and files == _files((self.place(key) / ENTRY).read_bytes(), key):
             return ()
-        return self._pull(key, files, str(json.loads(listing)["description"]), instead=mirrored == ())
+        return self._pull(key, files, description, instead=mirrored == ())
 
     @contextmanager
     def writing(self, key: str, description: str) -> Iterator[Path]:
@@ -141,15 +142,6 @@ class SharedStore(Store):
 
     def _blob(self, digest: str) -> str:
         return f"{self.url.rstrip('/')}/blobs/{digest[:2]}/{digest}"
-
-
-def mirror(url: str) -> Path:
-    """The folder on this machine that holds a shared store's entries; for `file://`, the store itself."""
-    from platformdirs import user_cache_path
-
-    if url.startswith("file://"):
-        return Path(url.removeprefix("file://")).absolute()
-    return user_cache_path("edgebuild") / "mirrors" / hashlib.sha256(url.encode()).hexdigest()[:16]
 
 
 def _files(listing: bytes, key: str) -> dict[str, str]:

@@ -1,0 +1,64 @@
+"""The shared fixtures as projects for four targets: keyword spotting, a SavedModel, and ResNet-8, a Keras file."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+
+FIXTURES: Final = Path(__file__).resolve().parents[2] / "shared" / "fixtures"
+TARGETS: Final = ("cpu", "gpu", "edgetpu", "mcu")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fixture:
+    """A trained model, and samples for it by array name, `[N, ...]`: 200 to calibrate on, 300 to evaluate on."""
+
+    model: Path
+    calibration: Mapping[str, NDArray[Any]]
+    evaluation: Mapping[str, NDArray[Any]]
+
+
+def require() -> None:
+    """End the benchmark where the fixtures are not there."""
+    if not FIXTURES.is_dir():
+        sys.exit(f"the shared fixtures are not there: {FIXTURES}")
+
+
+def kws() -> Fixture:
+    """Keyword spotting, a SavedModel folder."""
+    data = np.load(FIXTURES / "kws" / "kws_a500.npz")
+    return Fixture(
+        model=FIXTURES / "kws" / "saved_model",
+        calibration={"input_1": data["x"][:200]},
+        evaluation={"input_1": data["x"][200:], "labels": data["y"][200:]},
+    )
+
+
+def resnet8() -> Fixture:
+    """Image classification, a Keras file."""
+    data = np.load(FIXTURES / "resnet8_cifar10" / "cifar10_jpeg_2k_1k.npz")
+    return Fixture(
+        model=FIXTURES / "resnet8_cifar10" / "pretrainedResnet.h5",
+        calibration={"input_1": data["x_train"][:200].astype(np.float32)},
+        evaluation={"input_1": data["x_test"][:300].astype(np.float32), "labels": data["y_test"][:300]},
+    )
+
+
+def lay_out(fixture: Fixture, folder: Path) -> None:
+    """A project in a folder, with a copy of the model, so that the folder holds all that decides the build."""
+    model = folder / f"model{fixture.model.suffix}"
+    folder.mkdir(parents=True, exist_ok=True)
+    (shutil.copytree if fixture.model.is_dir() else shutil.copyfile)(fixture.model, model)
+    np.savez(folder / "calibration.npz", **fixture.calibration)
+    np.savez(folder / "evaluation.npz", **fixture.evaluation)
+    data = {"calibration": "calibration.npz", "evaluation": "evaluation.npz"}
+    config = {"model": model.name, "data": data, "targets": {name: {} for name in TARGETS}}
+    (folder / "edgebuild.yaml").write_text(yaml.safe_dump(config))

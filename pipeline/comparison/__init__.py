@@ -1,0 +1,1 @@
+"""What `compare` is made of: figures as readings, how they differ, and what models give for the same samples."""

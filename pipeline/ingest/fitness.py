@@ -1,0 +1,73 @@
+"""What compression can do with a layer of a float model, judged by its kind.
+
+ref: the registries of tensorflow-model-optimization 0.8.1, sparsity/keras/prune_registry.py,
+clustering/keras/clustering_registry.py and quantization/keras/default_8bit/default_8bit_quantize_registry.py; a test
+holds these tables to them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+_RECURRENT: Final = frozenset({"GRU", "LSTM", "RNN", "SimpleRNN"})
+_KERNELS: Final = frozenset(
+    "Conv1D Conv2D Conv2DTranspose Conv3D Conv3DTranspose Dense Embedding LocallyConnected1D LocallyConnected2D "  # noqa: SIM905 - shorter
+    "MultiHeadAttention SeparableConv1D SeparableConv2D".split()
+)
+_DEPTHWISE: Final = frozenset({"DepthwiseConv1D", "DepthwiseConv2D"})
+PRUNABLE: Final = _KERNELS | _RECURRENT
+CLUSTERABLE: Final = _KERNELS | _RECURRENT | {"Bidirectional", "Conv1DTranspose"}
+QUANTIZABLE: Final = frozenset(
+    "Activation ActivityRegularization Add AveragePooling1D AveragePooling2D Concatenate Conv2D Conv2DTranspose "  # noqa: SIM905 - shorter
+    "Cropping1D Cropping2D Cropping3D Dense DepthwiseConv2D Dropout Flatten GlobalAveragePooling1D "
+    "GlobalAveragePooling2D GlobalAveragePooling3D GlobalMaxPooling1D GlobalMaxPooling2D GlobalMaxPooling3D LeakyReLU "
+    "MaxPooling2D Permute ReLU Reshape Softmax SpatialDropout1D SpatialDropout2D SpatialDropout3D UpSampling2D "
+    "ZeroPadding1D ZeroPadding2D".split()
+)
+_NORMALIZATION: Final = frozenset({"BatchNormalization", "SyncBatchNormalization"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fitness:
+    """Whether a layer can be pruned, clustered and quantization-aware trained; `reasons` say why not, one a technique.
+
+    Pruning and clustering speak of weights: a layer without any is fit for neither, and needs no reason.
+    """
+
+    prunable: bool
+    clusterable: bool
+    quantizable: bool
+    reasons: tuple[str, ...]
+
+
+def of(kind: str, parameters: int) -> Fitness:
+    """The fitness of a layer of that class with so many weights."""
+    quantizable = kind in QUANTIZABLE | (_NORMALIZATION if parameters else {"InputLayer"})
+    reasons = () if quantizable else (f"not quantization-aware trained: TF-MOT has no rule for {kind}",)
+    if not parameters:
+        return Fitness(prunable=False, clusterable=False, quantizable=quantizable, reasons=reasons)
+    prunable, clusterable = (kind in kinds | _DEPTHWISE for kinds in (PRUNABLE, CLUSTERABLE))
+    return Fitness(
+        prunable=prunable,
+        clusterable=clusterable,
+        quantizable=quantizable,
+        reasons=(*_weights(kind, prunable=prunable, clusterable=clusterable), *reasons),
+    )
+
+
+def _weights(kind: str, *, prunable: bool, clusterable: bool) -> tuple[str, ...]:
+    if kind in _DEPTHWISE:
+        return ("pruned and clustered on request only: a depthwise kernel has few weights, and each of them matters",)
+    if prunable and clusterable:
+        return ()
+    if kind in _NORMALIZATION:
+        return ("neither pruned nor clustered: its weights fold into the layer before it when converted",)
+    done = (
+        "neither pruned nor clustered"
+        if not prunable and not clusterable
+        else "not clustered"
+        if prunable
+        else "not pruned"
+    )
+    return (f"{done}: TF-MOT has no rule for {kind}",)
