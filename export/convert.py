@@ -89,7 +89,10 @@ def freeze(
         return dict(zip(names.outputs, frozen(*(tensors[name] for name in names.inputs)), strict=True))
 
     call = tf.function(named, autograph=False).get_concrete_function(**{spec.name: spec for spec in specs})
-    tf.saved_model.save(tf.Module(), str(folder), signatures={SIGNATURE: call})
+    options = tf.saved_model.SaveOptions(
+        experimental_custom_gradients=False
+    )  # That of swish captures its beta, and fails.
+    tf.saved_model.save(tf.Module(), str(folder), signatures={SIGNATURE: call}, options=options)
     (folder / _NAMES).write_text(json.dumps(asdict(names)))
 
 

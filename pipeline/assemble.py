@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from edgebuild.pipeline.plan import Export, Plan, Role
 from edgebuild.pipeline.report import (
     SCHEMA,
     FailureReport,
+    InputReport,
     MeasuredAgreement,
     MetricFigure,
     ModelReport,
@@ -79,7 +80,27 @@ def _model(project: Project, plan: Plan, outcome: Outcome) -> ModelReport | None
         source_format=described.source_format,
         parameters=described.parameters,
         macs=sum(layer.macs for layer in described.layers),
+        inputs=tuple(_inputs(described)),
+        notes=(*described.notes, *_turned_outputs(described)),
     )
+
+
+def _inputs(described: float_model.Description) -> Iterator[InputReport]:
+    batch = (1,) if described.batched else ()
+    for spec, source, axes in zip(described.inputs, described.source_inputs, described.input_axes, strict=True):
+        yield InputReport(
+            name=spec.name,
+            dtype=spec.dtype,
+            source_shape=(*batch, *source.shape),
+            shape=(*batch, *spec.shape),
+            layout=axes,
+        )
+
+
+def _turned_outputs(described: float_model.Description) -> Iterator[str]:
+    for name, axes in zip(described.outputs, described.output_axes, strict=True):
+        if axes:
+            yield f"output {name} of the artifacts is the source's, transposed by {axes}"
 
 
 def _target(

@@ -20,7 +20,7 @@ from edgebuild.device_tests.profile import ModelProfile
 from edgebuild.pipeline.doctor import Finding
 from edgebuild.pipeline.errors import ConfigError, MismatchError
 from edgebuild.pipeline.execution.engine import Event
-from edgebuild.pipeline.report import FailureReport, GateResult, Report, TargetReport
+from edgebuild.pipeline.report import FailureReport, GateResult, ModelReport, Report, TargetReport
 from edgebuild.pipeline.reruns import Why
 from edgebuild.targets.evidence import Evidence, Figure
 from edgebuild.targets.profile import Profile
@@ -122,7 +122,18 @@ def show_failure(failure: Failure | FailureReport, console: Console, label: str 
 
 def show_report(report: Report, narrator: Narrator, *, on_stdout: bool) -> None:
     """Print a build's table; gates that did not pass and failures on stderr, even when quiet."""
+    for line in model_notes(report.model):
+        narrator.say(line)
     _show_targets(report.targets, report.failures, narrator, on_stdout=on_stdout)
+
+
+def model_notes(model: ModelReport | None) -> Iterator[str]:
+    """What a user of the artifacts must know of the model: where its layout is another, and what the reader noted."""
+    for given in model.inputs if model else ():
+        if given.layout:
+            shapes = f"{list(given.shape)}, the source's {list(given.source_shape)} transposed by {given.layout}"
+            yield f"input {given.name} of the artifacts is {shapes}"
+    yield from model.notes if model else ()
 
 
 def show_matrix(reports: Mapping[str, Report], narrator: Narrator, *, on_stdout: bool) -> None:

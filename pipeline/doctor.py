@@ -130,6 +130,10 @@ def _s3() -> Finding:
     return _optional_package("s3fs", f"a store in a bucket, {CACHE_VARIABLE}=s3://bucket/prefix", INSTALL)
 
 
+def _torch() -> Finding:
+    return _optional_package("torch", "PyTorch exports, .pt2", "pip install -c constraints.txt 'edgebuild[torch]'")
+
+
 def _edgetpu_compiler() -> Finding:
     named = shutil.which(os.environ.get("EDGETPU_COMPILER") or "edgetpu_compiler")
     if named:
@@ -151,4 +155,4 @@ def _optional_package(name: str, purpose: str, fix: str) -> Finding:
         return Finding(name=name, status="optional", detail=f"not installed; needed for {purpose}", fix=fix)
 
 
-_OPTIONAL: Final[tuple[Callable[[], Finding], ...]] = (_microcontroller, _edgetpu_compiler, _dask, _s3)
+_OPTIONAL: Final[tuple[Callable[[], Finding], ...]] = (_microcontroller, _edgetpu_compiler, _dask, _s3, _torch)

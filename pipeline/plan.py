@@ -13,6 +13,7 @@ from edgebuild.pipeline import stages
 from edgebuild.pipeline.config import DataSource, Project, TargetSettings
 from edgebuild.pipeline.errors import ConfigError
 from edgebuild.pipeline.ingest import adopted, load
+from edgebuild.pipeline.ingest.onnx import data as onnx_data
 from edgebuild.pipeline.ingest.source import Options
 from edgebuild.pipeline.task import Source, Task, key
 from edgebuild.pipeline.user_code import code_sources, source_at
@@ -93,6 +94,7 @@ def model_task(path: Path, options: Options = _PLAIN, folder: Path | None = None
     Modules that `options` names lie in `folder` or are installed, and count with their content.
     """
     sources = {"model": source_at(path)}
+    sources |= {f"model data {file.name}": source_at(file) for file in onnx_data.files_beside(path)}
     for module in options.custom:
         sources |= code_sources(f"custom {module}", module, folder or Path())
     task = Task(

@@ -114,14 +114,31 @@ class TargetReport:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class InputReport:
+    """What the artifacts take under an input's name: its type in real numbers, and its shape.
+
+    `layout` says in which order the source's axes stand in it, as an argument of numpy's transpose; empty where they
+    agree, and `source_shape` is the same.
+    """
+
+    name: str
+    dtype: str
+    source_shape: tuple[int, ...]
+    shape: tuple[int, ...]
+    layout: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelReport:
-    """The source model."""
+    """The source model; `notes` are what came in otherwise than one would wish."""
 
     path: str
     sha256: str
     source_format: str
     parameters: int
     macs: int
+    inputs: tuple[InputReport, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

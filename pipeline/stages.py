@@ -172,11 +172,26 @@ def package(parameters: PackageParameters, inputs: Mapping[str, Path], out: Path
     write_json(out / "figures.json", found | json.loads((inputs["artifact"] / "route.json").read_bytes()))
 
 
+_READERS: Final = (
+    "tensorflow",
+    "tf-keras",
+    "keras",
+    "onnx",
+    "onnx2tf",
+    "onnxruntime",
+    "onnxsim",
+    "torch",
+    "onnxscript",
+)
 STAGES: Final[dict[str, Stage]] = {
     stage.name: stage
     for stage in (
         Stage(
-            name="ingest", version=1, function=ingest, worker="tensorflow", tools=("tensorflow", "tf-keras", "keras")
+            name="ingest",
+            version=1,
+            function=ingest,
+            worker="tensorflow",
+            tools=_READERS,
         ),
         Stage(name="adopt", version=1, function=adopt, worker="light", tools=()),
         Stage(name="samples", version=1, function=samples, worker="light", tools=("numpy",)),

@@ -205,9 +205,9 @@ def test_a_report_is_written_whatever_the_locale(run: Run, project: Path) -> Non
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("model.keras", b"PK", "does not read"),
-        ("model.onnx", b"", "ONNX"),
-        ("model.pth", b"", "pickled"),
+        ("model.keras", b"PK", "no whole .keras archive"),
+        ("model.onnx", b"", "holds no ONNX graph"),
+        ("model.pth", b"", "is a pickle"),
         ("model.h5", b"not hdf5 at all", "not a readable HDF5 file"),
         ("model.txt", b"", "no known model format"),
     ],
@@ -255,13 +255,13 @@ def test_an_unusable_store(run: Run, project: Path) -> None:
 
 
 def test_a_model_that_crashes_the_calibrator_fails_alone(run: Run, tmp_path: Path) -> None:
-    """An int8 GRU in a loop takes the process down (tensorflow#62281); float16 needs no calibration."""
+    """An int8 GRU in a loop, too long to unroll, takes the process down (tensorflow#62281); float16 needs no ranges."""
     import tf_keras as keras
 
     keras.utils.set_random_seed(1)
-    inputs = keras.Input((8, 4), name="steps")
+    inputs = keras.Input((600, 4), name="steps")
     keras.Model(inputs, keras.layers.Dense(3)(keras.layers.GRU(8)(inputs))).save(tmp_path / "gru.h5")
-    np.savez(tmp_path / "data.npz", steps=np.random.default_rng(0).normal(size=(20, 8, 4)).astype(np.float32))
+    np.savez(tmp_path / "data.npz", steps=np.random.default_rng(0).normal(size=(20, 600, 4)).astype(np.float32))
     config = {"model": "gru.h5", "data": {"calibration": "data.npz"}, "targets": {"cpu": {}, "gpu": {}}}
     (tmp_path / "edgebuild.yaml").write_text(yaml.safe_dump(config))
     ended = run("--json", cwd=tmp_path)

@@ -14,9 +14,12 @@ import tf_keras
 from tf_keras import layers
 
 from edgebuild.export.errors import ModelError
-from edgebuild.pipeline.ingest import load, saved_model
+from edgebuild.pipeline.ingest import load, parity, saved_model
 from edgebuild.pipeline.ingest.code_check import reaches_out
+from edgebuild.pipeline.ingest.graph import signature as graph_signature
+from edgebuild.pipeline.ingest.source import Options
 
+PLAIN = Options()
 FIXTURES = Path(__file__).parents[2] / "shared" / "fixtures"
 
 
@@ -34,9 +37,14 @@ def copy(whole: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(whole, tmp_path / "copy"))
 
 
-def refusal(folder: Path) -> ModelError:
+def equal(wanted: Any, got: Any) -> bool:
+    arrays = parity.seeded_inputs(wanted)
+    return parity.relative_error(parity.outputs(wanted, arrays), parity.outputs(got, arrays)) < 1e-6
+
+
+def refusal(folder: Path, options: Options = PLAIN) -> ModelError:
     with pytest.raises(ModelError) as raised:
-        load.read(folder)
+        load.read(folder, options)
     assert str(folder) in raised.value.what
     assert raised.value.cause
     assert raised.value.action
@@ -106,36 +114,185 @@ def test_refuses_damaged_metadata(copy: Path) -> None:
     assert "damaged" in refusal(copy).what
 
 
-def test_refuses_missing_metadata(copy: Path) -> None:
+def test_reads_a_model_without_its_metadata_by_the_signature(copy: Path) -> None:
+    before = load.read(copy)
     (copy / "keras_metadata.pb").unlink()
-    assert "without Keras metadata" in refusal(copy).what
+    reading = load.read(copy)
+    assert equal(before.model, reading.model)
+    assert reading.inputs == before.inputs
+    assert reading.notes == ("read through its signature 'serving_default'",)
 
 
-def test_refuses_a_saved_model_of_plain_tensorflow(tmp_path: Path) -> None:
-    module = tf.Module()
-    module.call = tf.function(lambda x: x * 2.0, input_signature=[tf.TensorSpec((1, 2))])
-    tf.saved_model.save(module, str(tmp_path / "plain"))
-    assert "without Keras metadata" in refusal(tmp_path / "plain").what
+class Own(tf_keras.Model):  # type: ignore[misc]
+    """Subclassed, with two results, a loop and a swish: neither its code nor its layers' graph is in the file."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = layers.Conv2D(4, 3)
+        self.lstm = layers.LSTM(5)
+        self.dense = layers.Dense(3, activation="swish")
+
+    def call(self, x: Any) -> Any:
+        rows = tf.reshape(self.conv(x), [-1, 16, 4])
+        return {"scores": self.dense(self.lstm(rows)), "mean": tf.reduce_mean(x, [1, 2])}
 
 
-def test_refuses_a_subclassed_model_by_its_class(tmp_path: Path) -> None:
-    class Own(tf_keras.Model):  # type: ignore[misc]
-        def call(self, x: Any) -> Any:
-            return x * 2.0
-
-    model = Own()
-    model(tf.zeros((1, 3)))
+def test_reads_a_subclassed_model_by_its_signature_and_says_why(tmp_path: Path) -> None:
+    model, data = Own(), np.random.default_rng(1).normal(size=(2, 6, 6, 2)).astype("float32")
+    wanted = model(data)
     model.save(tmp_path / "own")
-    assert "holds a Own" in refusal(tmp_path / "own").what
+    reading = load.read(tmp_path / "own")
+    assert [port.name for port in reading.outputs] == ["mean", "scores"]
+    for port, got in zip(reading.outputs, reading.model(data), strict=True):
+        np.testing.assert_allclose(wanted[port.name], got, atol=1e-6)
+    assert reading.batched
+    assert "holds a Own" in reading.notes[1]
+    assert str(tmp_path) not in "".join(reading.notes)
+    assert {"Conv2D", "Dense"} <= {type(layer).__name__ for layer in reading.model.layers}
 
 
-def test_refuses_a_functional_model_of_the_users_own_class(tmp_path: Path) -> None:
-    class Own(tf_keras.Model):  # type: ignore[misc]
-        pass
+class Recurrence(tf.Module):  # type: ignore[misc]
+    """Variables of one name, a look-up in a loop, a branch, and signatures of every awkward shape."""
 
-    x = layers.Input((3,))
-    Own(x, layers.Dense(2)(x)).save(tmp_path / "own")
-    assert "holds a Own" in refusal(tmp_path / "own").what
+    def __init__(self) -> None:
+        super().__init__()
+        values = np.random.default_rng(2)
+        self.table = tf.Variable(values.normal(size=(9, 4)), dtype=tf.float32, name="w")
+        self.kernel = tf.Variable(values.normal(size=(4, 4)), dtype=tf.float32, name="w")
+
+    @tf.function(input_signature=[tf.TensorSpec((1, 5), tf.int32, name="ids")])  # type: ignore[untyped-decorator]
+    def looked_up(self, ids: Any) -> Any:
+        state = tf.zeros((1, 4))
+        for i in tf.range(5):
+            state = tf.tanh(tf.gather(self.table, ids[:, i]) + state @ self.kernel)
+        return {"state": state}
+
+    @tf.function(input_signature=[tf.TensorSpec((3, 4), name="x")])  # type: ignore[untyped-decorator]
+    def branched(self, x: Any) -> Any:
+        return {"y": tf.cond(tf.reduce_sum(x) > 0, lambda: x @ self.kernel, lambda: x - 1.0)}
+
+    @tf.function(input_signature=[tf.TensorSpec((None, None, 4), name="x")])  # type: ignore[untyped-decorator]
+    def steps(self, x: Any) -> Any:
+        return {"y": tf.nn.relu(tf.tensordot(x, self.kernel, 1))}
+
+    @tf.function(input_signature=[tf.TensorSpec((None, 4), name="x")])  # type: ignore[untyped-decorator]
+    def summed(self, x: Any) -> Any:
+        return {"y": tf.reduce_sum(x @ self.kernel)}
+
+    @tf.function(input_signature=[tf.TensorSpec((), name="t"), tf.TensorSpec((None, 4), name="x")])  # type: ignore[untyped-decorator]
+    def scaled(self, t: Any, x: Any) -> Any:
+        return {"y": x * t}
+
+    @tf.function(input_signature=[tf.TensorSpec((None,), tf.string, name="text")])  # type: ignore[untyped-decorator]
+    def spelled(self, text: Any) -> Any:
+        return {"y": tf.strings.length(text)}
+
+
+@pytest.fixture(scope="module")
+def recurrence(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder: Path = tmp_path_factory.mktemp("saved_model") / "recurrence"
+    module = Recurrence()
+    names = ["looked_up", "branched", "steps", "summed", "scaled", "spelled"]
+    tf.saved_model.save(module, str(folder), signatures={name: getattr(module, name) for name in names})
+    return folder
+
+
+@pytest.mark.parametrize("name", ["looked_up", "branched", "summed"])
+def test_reads_what_a_signature_computes_with_its_variables_live(name: str, recurrence: Path) -> None:
+    reading = load.read(recurrence, Options(signature=name))
+    arrays = parity.seeded_inputs(reading.model)
+    function = tf.saved_model.load(str(recurrence)).signatures[name]
+    wanted = function(**{port.name: tf.constant(a) for port, a in zip(reading.inputs, arrays, strict=True)})
+    got = parity.outputs(reading.model, arrays)
+    np.testing.assert_allclose(wanted[reading.outputs[0].name], got[0], rtol=1e-5)
+    assert reading.model.trainable_weights
+    assert not reading.batched
+    assert "a sample is a whole input" in reading.notes[-1]
+
+
+def test_several_signatures_are_listed(recurrence: Path) -> None:
+    said = refusal(recurrence)
+    assert "branched, looked_up" in said.what
+    assert "--signature" in said.action
+
+
+def test_a_signature_that_is_not_there_is_refused_with_those_that_are(recurrence: Path) -> None:
+    assert "branched" in refusal(recurrence, Options(signature="brunched")).cause
+
+
+def test_a_size_that_is_open_has_to_be_given(recurrence: Path) -> None:
+    said = refusal(recurrence, Options(signature="steps"))
+    assert "axis 1" in said.cause
+    assert "--set 'model.input_shapes.x=[1, N, 4]'" in said.action
+    reading = load.read(recurrence, Options(signature="steps", input_shapes={"x": (1, 7, 4)}))
+    assert reading.model.input_shape == (None, 7, 4)
+
+
+@pytest.mark.parametrize("shapes", [{"x": (1, 7)}, {"x": (1, 7, 5)}, {"x": (1, 0, 4)}, {"y": (1, 7, 4)}], ids=str)
+def test_a_size_that_does_not_fit_is_refused(shapes: dict[str, tuple[int, ...]], recurrence: Path) -> None:
+    assert "input_shapes" in refusal(recurrence, Options(signature="steps", input_shapes=shapes)).action
+
+
+@pytest.mark.parametrize(("name", "word"), [("scaled", "single number"), ("spelled", "string")])
+def test_refuses_inputs_no_layer_takes(name: str, word: str, recurrence: Path) -> None:
+    with pytest.raises(ModelError, match=word):
+        load.read(recurrence, Options(signature=name))
+
+
+def test_reads_a_saved_model_of_tensorflow_1(tmp_path: Path) -> None:
+    v1 = tf.compat.v1
+    with tf.Graph().as_default(), v1.Session() as session:
+        image = v1.placeholder(tf.float32, (None, 8, 8, 1), "image")
+        kernel = v1.get_variable("conv/w", (3, 3, 1, 4), use_resource=False)
+        matrix = v1.get_variable("dense/w", (144, 3), use_resource=True)
+        y = tf.nn.relu(tf.nn.conv2d(image, kernel, 1, "VALID"))
+        scores = tf.nn.softmax(tf.reshape(y, [tf.shape(y)[0], 144]) @ matrix)
+        session.run(v1.global_variables_initializer())
+        builder = v1.saved_model.Builder(str(tmp_path / "old"))
+        signature = v1.saved_model.predict_signature_def({"image": image}, {"scores": scores})
+        builder.add_meta_graph_and_variables(session, ["serve"], {"serving_default": signature})
+        builder.save()
+        data = np.random.default_rng(1).normal(size=(2, 8, 8, 1)).astype("float32")
+        wanted = session.run(scores, {image: data})
+    reading = load.read(tmp_path / "old")
+    np.testing.assert_allclose(reading.model(data), wanted, atol=1e-6)
+    assert [type(layer).__name__ for layer in reading.model.layers[1:]] == [
+        "Conv2D",
+        "ReLU",
+        "Flatten",
+        "Dense",
+        "Softmax",
+    ]
+
+
+def test_refuses_a_checkpoint_whose_sizes_are_not_those_of_the_graph(recurrence: Path, tmp_path: Path) -> None:
+    copied = Path(shutil.copytree(recurrence, tmp_path / "copy"))
+    proto = saved_model._parsed(copied)
+    for node in proto.meta_graphs[0].graph_def.node:
+        if node.op == "VarHandleOp":
+            node.attr["shape"].shape.dim[0].size = 2**40
+    (copied / "saved_model.pb").write_bytes(proto.SerializeToString())
+    said = refusal(copied, Options(signature="branched"))
+    assert "does not fit" in said.what
+
+
+def test_a_graph_that_touches_files_is_refused_whatever_its_signature_asks(recurrence: Path, tmp_path: Path) -> None:
+    copied = Path(shutil.copytree(recurrence, tmp_path / "copy"))
+    proto = saved_model._parsed(copied)
+    bodies = [each for each in proto.meta_graphs[0].graph_def.library.function if "body" in each.signature.name]
+    next(node for node in bodies[0].node_def if node.op == "Tanh").op = "ReadFile"
+    (copied / "saved_model.pb").write_bytes(proto.SerializeToString())
+    assert "ReadFile" in refusal(copied, Options(signature="branched")).what
+
+
+def test_the_file_of_tensorflow_1_is_never_restored_by_its_own_operators(recurrence: Path, tmp_path: Path) -> None:
+    """TensorFlow would run them; two graphs in a file are enough to make it take the old way."""
+    copied = Path(shutil.copytree(recurrence, tmp_path / "copy"))
+    proto = saved_model._parsed(copied)
+    proto.meta_graphs.add().CopyFrom(proto.meta_graphs[0])
+    (copied / "saved_model.pb").write_bytes(proto.SerializeToString())
+    assert not graph_signature.is_loadable(proto)
+    assert load.read(copied, Options(signature="branched")).model.trainable_weights
 
 
 @pytest.mark.parametrize(("function", "operator"), [(read_a_file, "ReadFile"), (call_python, "EagerPyFunc")])
@@ -145,29 +302,48 @@ def test_refuses_operators_that_reach_outside(function: Callable[[Any], Any], op
     assert operator in refusal(tmp_path / "reaching").what
 
 
-def test_refuses_the_users_own_layer_by_name(tmp_path: Path) -> None:
+def by_signature(folder: Path, model: Any, reason: str) -> Any:
+    """The model read by its signature, for a reason that it says, and equal to the one that was saved."""
+    data = np.random.default_rng(1).normal(size=(2, 3)).astype("float32")
+    wanted = model(data)
+    model.save(folder)
+    reading = load.read(folder)
+    assert reason in reading.notes[1]
+    np.testing.assert_allclose(reading.model(data), wanted, atol=1e-6)
+    return reading
+
+
+def test_reads_the_users_own_layer_by_the_signature(tmp_path: Path) -> None:
     x = layers.Input((3,))
-    tf_keras.Model(x, Calling(tf.square, name="mine")(x)).save(tmp_path / "own")
-    assert "'mine' is of the user's own class" in refusal(tmp_path / "own").what
+    model = tf_keras.Model(x, Calling(tf.square, name="mine")(layers.Dense(4)(x)))
+    reading = by_signature(tmp_path / "own", model, "'mine' is of the user's own class")
+    assert reading.model.count_params() == 12  # A bias of zeros is no bias.
 
 
-def test_refuses_a_registered_layer_even_where_it_is_registered_here(tmp_path: Path) -> None:
+def test_reads_a_registered_layer_by_the_signature_even_where_it_is_registered_here(tmp_path: Path) -> None:
     @tf_keras.saving.register_keras_serializable("shop")
-    class Own(layers.Layer):  # type: ignore[misc]
+    class Mine(layers.Layer):  # type: ignore[misc]
         pass
 
     x = layers.Input((3,))
-    tf_keras.Model(x, Own(name="mine")(x)).save(tmp_path / "own")
-    assert "'mine' is of the user's own class Own" in refusal(tmp_path / "own").what
+    by_signature(tmp_path / "own", tf_keras.Model(x, Mine(name="mine")(x)), "'mine' is of the user's own class Mine")
 
 
-def test_refuses_an_activation_of_the_users_own(tmp_path: Path) -> None:
+def test_reads_a_functional_model_of_the_users_own_class_by_the_signature(tmp_path: Path) -> None:
+    class Mine(tf_keras.Model):  # type: ignore[misc]
+        pass
+
     x = layers.Input((3,))
-    tf_keras.Model(x, layers.Dense(2, activation=lambda y: y * 2.0)(x)).save(tmp_path / "own")
-    assert "own class" in refusal(tmp_path / "own").what
+    by_signature(tmp_path / "own", Mine(x, layers.Dense(2)(x)), "holds a Mine")
 
 
-def test_refuses_a_lambda_layer_and_runs_none_of_it(tmp_path: Path) -> None:
+def test_reads_an_activation_of_the_users_own_by_the_signature(tmp_path: Path) -> None:
+    x = layers.Input((3,))
+    model = tf_keras.Model(x, layers.Dense(2, activation=lambda y: y * 2.0)(x))
+    by_signature(tmp_path / "own", model, "own class")
+
+
+def test_reads_a_lambda_layer_by_the_signature_and_runs_none_of_its_code(tmp_path: Path) -> None:
     trace = tmp_path / "trace"
 
     def leave_a_trace(y: Any, trace: str = str(trace)) -> Any:
@@ -178,8 +354,10 @@ def test_refuses_a_lambda_layer_and_runs_none_of_it(tmp_path: Path) -> None:
     x = layers.Input((3,))
     tf_keras.Model(x, inner(x)).save(tmp_path / "lambda")
     trace.unlink()
-    assert "'danger' is a Lambda layer" in refusal(tmp_path / "lambda").what
+    reading = load.read(tmp_path / "lambda")
+    assert "'danger' is a Lambda layer" in reading.notes[1]
     assert not trace.exists()
+    np.testing.assert_array_equal(reading.model(np.ones((2, 3), "float32")), 1.0)
 
 
 def test_the_savers_own_file_operators_are_allowed_but_not_when_the_model_calls_them(whole: Path) -> None:

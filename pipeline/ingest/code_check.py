@@ -1,4 +1,4 @@
-"""Refuse a Keras configuration that would run code which is not Keras's own, before any of it is loaded.
+"""Refuse a Keras configuration that would run code nobody vouched for, before any of it is loaded.
 
 A configuration names classes and functions; loading looks them up and calls them. Keras's loaders import any module a
 configuration names, and a `TFOpLambda` layer calls any public TensorFlow function, `tf.io.write_file` included.
@@ -7,14 +7,26 @@ configuration names, and a `TFOpLambda` layer calls any public TensorFlow functi
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
 from edgebuild.export.errors import ModelError
+from edgebuild.pipeline.ingest.keras.custom_code import hint, is_registered
+from edgebuild.pipeline.ingest.keras.wiring import require_connected
+from edgebuild.pipeline.ingest.source import Options
 
-_CODE_LAYERS: Final = frozenset({"Lambda", "__lambda__", "TFSMLayer", "TorchModuleWrapper", "JaxLayer", "FlaxLayer"})
-_KERAS: Final = re.compile(r"(tf_)?keras(\.\w+)*")
+_NOTHING: Final = Options()
+_MAX_DEPTH: Final = 150  # A model inside a model takes about five; Python's own limit is 1,000 calls.
+_MAX_CALLS: Final = 100_000  # A model that calls one model twice, which calls one twice, and so on, grows as 2^n.
+# Code inside the file, which the user may trust; and programs beside it, which no option lets in.
+_LAMBDAS: Final = frozenset({"Lambda", "__lambda__"})
+_PROGRAMS: Final = frozenset({"TFSMLayer", "TorchModuleWrapper", "JaxLayer", "FlaxLayer"})
+# Where Keras keeps what a model consists of; keras.utils and keras.saving fetch files and load others.
+_KERAS: Final = re.compile(
+    r"(tf_)?keras(\.src)?(\.(activations|constraints|dtype_policies|engine|initializers|layers|losses|metrics"
+    r"|mixed_precision|models|ops|optimizers|quantizers|random|regularizers)(\.\w+)*)?"
+)
 _KERAS_FUNCTIONS: Final = re.compile(
     r"(tf_)?keras\.(src\.)?(activations|constraints|initializers|regularizers)(\.\w+)*"
 )
@@ -46,36 +58,71 @@ def reaches_out(operator: str) -> bool:
     return bool(_REACHING_OUT.fullmatch(operator))
 
 
-def refuse_code(config: object, path: Path) -> None:
-    """Refuse a Keras configuration that carries or names code of somebody's own.
+def refuse_code(config: object, path: Path, options: Options = _NOTHING) -> None:
+    """Refuse a Keras configuration that carries or names code of somebody's own, beyond what the options let in.
 
     Raises:
-        ModelError: it holds a Lambda layer, a class or function outside Keras, or a call that does more than
-            arithmetic; names the layer.
+        ModelError: its layers can't be connected, or it holds a Lambda layer without `trust_code`, a class or function
+            that neither Keras nor a module in `custom` registered, a call that does more than arithmetic, or more
+            levels than a model has; names the layer.
     """
-    for part in _mappings(config):
+    for part in _mappings(config, path):
+        require_connected(part.get("layers"), path)
         if isinstance(part.get("class_name"), str):
-            _refuse_object(part, path)
+            _refuse_object(part, path, options)
+    if _calls(config) > _MAX_CALLS:
+        raise ModelError(
+            f"{path}: the model has more than {_MAX_CALLS:,} layers, counting those of models inside models",
+            cause="models that call each other several times multiply; Keras walks through every call",
+            action="build it from fewer of them",
+        )
 
 
-def _refuse_object(part: Mapping[str, Any], path: Path) -> None:
+def _calls(part: object) -> int:
+    """How many objects a configuration makes, counted as often as the layers around them are called."""
+    nodes = part.get("inbound_nodes") if isinstance(part, Mapping) else None
+    times = max(len(nodes), 1) if isinstance(nodes, list) else 1
+    own = isinstance(part, Mapping) and "class_name" in part and "config" in part
+    return own + times * sum(_calls(inner) for inner in _inner(part) if inner is not nodes)
+
+
+def _refuse_object(part: Mapping[str, Any], path: Path, options: Options) -> None:
     kind, name = re.split(r"[.>]", part["class_name"])[-1], _name(part)
-    if kind in _CODE_LAYERS:
+    if kind in _LAMBDAS and options.trust_code:
+        return
+    if kind in _LAMBDAS | _PROGRAMS:
         raise ModelError(
             f"{path}: layer '{name}' is a {kind.strip('_').capitalize() if kind == '__lambda__' else kind} layer",
-            cause="such a layer is a program inside or beside the model file, and edgebuild runs none",
-            action="replace it with Keras's own layers, and save again",
+            cause="such a layer is a program inside or beside the model file, and edgebuild runs none unasked",
+            action="replace it with Keras's own layers, and save again"
+            + ("; or give --trust-model-code, if you trust whoever made the file" if kind in _LAMBDAS else ""),
         )
-    module = part.get("module")
-    known = _KERAS_FUNCTIONS if kind == "function" else _KERAS
-    foreign = isinstance(module, str) and not known.fullmatch(module)
-    if foreign or ">" in f"{part['class_name']}{part.get('registered_name') or ''}":
-        raise ModelError(
-            f"{path}: '{name}' is of the user's own class {kind}" + (f", from {module}" if foreign else ""),
-            cause="its code is not in the file, and edgebuild imports none that a model names",
-            action="build it from Keras's own layers",
-        )
+    if _is_foreign(part, kind):
+        _refuse_foreign(part, kind, name, path, options)
     _refuse_call(part, name, path)
+
+
+def _is_foreign(part: Mapping[str, Any], kind: str) -> bool:
+    module, known = part.get("module"), _KERAS_FUNCTIONS if kind == "function" else _KERAS
+    # A lower-case class is a function under a false name: keras.utils.get_file, say.
+    unnatural = isinstance(module, str) and kind != "function" and not re.match(r"[A-Z]|__[a-z]", kind)
+    return (
+        unnatural
+        or (isinstance(module, str) and not known.fullmatch(module))
+        or ">" in f"{part['class_name']}{part.get('registered_name') or ''}"
+    )
+
+
+def _refuse_foreign(part: Mapping[str, Any], kind: str, name: str, path: Path, options: Options) -> None:
+    registered = part.get("config") if kind == "function" else part.get("registered_name") or part["class_name"]
+    if is_registered(registered, options):
+        return
+    module = part.get("module")
+    raise ModelError(
+        f"{path}: '{name}' is of the user's own class {kind}" + (f", from {module}" if isinstance(module, str) else ""),
+        cause="its code is not in the file, and edgebuild imports none that a model names",
+        action=hint(registered, module),
+    )
 
 
 def _refuse_call(part: Mapping[str, Any], name: str, path: Path) -> None:
@@ -108,11 +155,21 @@ def _name(part: Mapping[str, Any]) -> str:
     return str(part.get("name") or inner or part["class_name"])
 
 
-def _mappings(value: object) -> Iterator[Mapping[str, Any]]:
-    if isinstance(value, Mapping):
-        yield value
-        for inner in value.values():
-            yield from _mappings(inner)
-    elif isinstance(value, list | tuple):
-        for inner in value:
-            yield from _mappings(inner)
+def _mappings(config: object, path: Path) -> Iterator[Mapping[str, Any]]:
+    level = [config]
+    for _ in range(_MAX_DEPTH):
+        yield from (part for part in level if isinstance(part, Mapping))
+        level = [inner for part in level for inner in _inner(part)]
+        if not level:
+            return
+    raise ModelError(
+        f"{path}: its configuration is nested deeper than {_MAX_DEPTH} levels",
+        cause="no model needs that; it may be made to exhaust whoever reads it",
+        action="save the model again",
+    )
+
+
+def _inner(part: object) -> Iterable[object]:
+    if isinstance(part, Mapping):
+        return part.values()
+    return part if isinstance(part, list | tuple) else ()

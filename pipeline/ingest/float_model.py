@@ -141,7 +141,10 @@ def rebuild(folder: Path) -> Any:
     import numpy as np
     import tf_keras
 
-    model = tf_keras.models.model_from_json((folder / "architecture.json").read_text())
+    from edgebuild.pipeline.ingest.graph.layers import Operator
+
+    own = {"Operator": Operator}
+    model = tf_keras.models.model_from_json((folder / "architecture.json").read_text(), custom_objects=own)
     with np.load(folder / "weights.npz", allow_pickle=False) as weights:
         model.set_weights([weights[name] for name in weights.files])
     return model

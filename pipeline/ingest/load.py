@@ -6,20 +6,31 @@ from pathlib import Path
 from typing import Final
 
 from edgebuild.export.errors import ModelError
-from edgebuild.pipeline.ingest import float_model, keras_h5, parity, saved_model
+from edgebuild.pipeline.ingest import float_model, frozen_graph, parity, saved_model
+from edgebuild.pipeline.ingest.keras import archive as keras_archive
+from edgebuild.pipeline.ingest.keras import h5 as keras_h5
+from edgebuild.pipeline.ingest.keras import keras2
+from edgebuild.pipeline.ingest.onnx import model as onnx_model
 from edgebuild.pipeline.ingest.source import Options, Reading
+from edgebuild.pipeline.ingest.torch import export as torch_export
 
-READERS: Final = {"SavedModel": saved_model.read, "Keras HDF5": keras_h5.read}
-_PLAIN: Final = Options()
-_NOT_YET: Final = {
-    ".keras": "a Keras archive",
-    ".tflite": "a TFLite flatbuffer: a result, not a source",
-    ".onnx": "ONNX",
-    ".pt2": "a PyTorch export",
-    ".pt": "a pickled PyTorch model, which would run code",
-    ".pth": "a pickled PyTorch model, which would run code",
-    ".pb": "a graph without its SavedModel folder",
+READERS: Final = {
+    "SavedModel": saved_model.read,
+    "frozen graph": frozen_graph.read,
+    "Keras HDF5": keras_h5.read,
+    "Keras archive": keras_archive.read,
+    "ONNX": onnx_model.read,
+    "PyTorch export": torch_export.read,
 }
+_SUFFIXES: Final = {
+    ".pb": "frozen graph",
+    ".h5": "Keras HDF5",
+    ".hdf5": "Keras HDF5",
+    ".keras": "Keras archive",
+    ".onnx": "ONNX",
+    ".pt2": "PyTorch export",
+}
+_PLAIN: Final = Options()
 
 
 def source_format(path: Path) -> str:
@@ -36,25 +47,25 @@ def source_format(path: Path) -> str:
         )
     if path.is_dir():
         return _folder_format(path)
-    if path.suffix in (".h5", ".hdf5"):
-        return "Keras HDF5"
-    kind = _NOT_YET.get(path.suffix)
+    if path.suffix in _SUFFIXES:
+        return _SUFFIXES[path.suffix]
+    torch_export.refuse_pickle(path)
     raise ModelError(
         f"{path} can't be ingested",
-        cause=f"it is {kind}, which this version does not read"
-        if kind
+        cause="a flatbuffer is a result: nothing in it can be trained or converted"
+        if path.suffix == ".tflite"
         else f"'{path.suffix}' is no known model format",
-        action="this version takes SavedModel folders and .h5 or .hdf5 files",
+        action=f"give a SavedModel folder, or a file of {', '.join(_SUFFIXES)}",
     )
 
 
 def read(path: Path, options: Options = _PLAIN) -> Reading:
-    """The source as a tf_keras functional or sequential model, with the weights it was saved with.
+    """The source as a flat tf_keras functional or sequential model, with the weights it was saved with.
 
     Raises:
         ModelError: the source is damaged, would run code, or is not functional.
     """
-    return READERS[source_format(path)](path, options)
+    return keras2.flat(READERS[source_format(path)](path, options), path)
 
 
 def ingest(path: Path, folder: Path, options: Options = _PLAIN) -> None:

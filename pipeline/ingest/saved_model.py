@@ -1,4 +1,4 @@
-"""SavedModel folders written by tf_keras or Keras 2, read as the functional models they were.
+"""SavedModel folders: those of tf_keras or Keras 2 as the functional models they were, all others by a signature.
 
 Everything is looked at before anything is loaded: a SavedModel is a program.
 """
@@ -7,34 +7,69 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 from edgebuild.export.errors import ModelError
 from edgebuild.pipeline.ingest.code_check import reaches_out, refuse_code
-from edgebuild.pipeline.ingest.keras_check import loading, require_functional
+from edgebuild.pipeline.ingest.keras import custom_code
+from edgebuild.pipeline.ingest.keras.check import loading, require_functional
 from edgebuild.pipeline.ingest.source import Options, Reading, plain
 
+_WHOLE: Final = "check that the folder is whole, with its variables/"
 _FUNCTIONAL: Final = ("Functional", "Sequential", "Model")  # "Model" is what TensorFlow 2.2 and older call functional.
 
 
-def read(path: Path, _: Options) -> Reading:
+def read(path: Path, options: Options) -> Reading:
     """The SavedModel as a tf_keras functional or sequential model.
 
+    Without Keras metadata, or where that needs code which is not here, it is what the signature computes.
+
     Raises:
-        ModelError: it is damaged, reaches outside its graph, carries Python code, or holds no functional Keras model.
+        ModelError: it is damaged, reaches outside its graph, or neither way leads to a model.
     """
+    from edgebuild.pipeline.ingest.graph import signature as graph_signature
+
     proto = _parsed(path)
-    configs = _keras_configs(path, proto)
-    _require_keras(configs, path)
+    if not graph_signature.is_loadable(proto):
+        return graph_signature.read(path, proto, options)
     _refuse_operators(proto, path)
-    for config in configs.values():
-        refuse_code(config, path)
+    configs = _keras_configs(path, proto)
+    if options.signature or not configs:
+        return graph_signature.read(path, proto, options)
+    try:
+        return _read_keras(path, configs, options)
+    except ModelError as refused:
+        if not graph_signature.has_any(proto):
+            raise
+        return _read_signature_instead(path, proto, options, refused)
+
+
+def _read_keras(path: Path, configs: dict[int, Any], options: Options) -> Reading:
     import tf_keras
 
-    with loading(path, "as a Keras SavedModel", "check that the folder is whole, with its variables/"):
-        model = tf_keras.models.load_model(str(path), compile=False)
-    return plain(require_functional(model, path))
+    _require_keras(configs, path)
+    custom_code.register(options)
+    for config in configs.values():
+        refuse_code(config, path, options)
+    with loading(path, "as a Keras SavedModel", _WHOLE):
+        own, safe = custom_code.by_short_name(tf_keras, options), not options.trust_code
+        model = tf_keras.models.load_model(str(path), own, compile=False, safe_mode=safe)
+    return plain(require_functional(model, path, own=not options.custom))
+
+
+def _read_signature_instead(path: Path, proto: Any, options: Options, refused: ModelError) -> Reading:
+    """By the signature, saying why; where that fails as well, what Keras said comes first."""
+    from edgebuild.pipeline.ingest.graph import signature as graph_signature
+
+    try:
+        reading = graph_signature.read(path, proto, options)
+    except ModelError as also:
+        cause = f"{refused.cause}; and its signature can't be read instead: {also.what}"
+        raise ModelError(refused.what, cause=cause, action=refused.action) from also
+    reason = refused.what.removeprefix(str(path)).lstrip(": ")  # A float model is the same wherever its source lies.
+    return replace(reading, notes=(*reading.notes, f"not as a Keras model, because: {reason}"))
 
 
 def _parsed(path: Path) -> Any:
@@ -73,8 +108,8 @@ def _require_keras(configs: dict[int, Any], path: Path) -> None:
     root = configs.get(0)
     if not isinstance(root, dict):
         raise ModelError(
-            f"{path} is a SavedModel without Keras metadata",
-            cause="it was exported from plain TensorFlow, or keras_metadata.pb is missing; its layers can't be told",
+            f"{path}: its Keras metadata does not say what the model is",
+            cause="keras_metadata.pb is of another model, or damaged",
             action="save the Keras model itself, with tf_keras's model.save(folder) or as .h5",
         )
     if root.get("class_name") not in _FUNCTIONAL:

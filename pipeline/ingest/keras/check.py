@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from edgebuild.export.errors import ModelError
 
-_OWN_MODULES: Final = ("tf_keras.src.layers.", "tf_keras.src.engine.")
+_OWN_MODULES: Final = ("tf_keras.src.layers.", "tf_keras.src.engine.", "edgebuild.pipeline.ingest.graph.layers")
 _CAUSE_LENGTH: Final = 300
 _UNKNOWN: Final = re.compile(r"Unknown (?P<kind>[\w ]+?):? '(?P<name>[\w>]+)'")
 
@@ -26,7 +26,10 @@ def loading(path: Path, what: str, action: str) -> Iterator[None]:
         ArithmeticError,
         AssertionError,
         AttributeError,
+        ImportError,
         LookupError,
+        MemoryError,
+        NameError,
         NotImplementedError,
         OSError,
         RuntimeError,
@@ -42,23 +45,36 @@ def layers_of(model: Any) -> Iterator[Any]:
     yield from model._flatten_layers(include_self=False)  # noqa: SLF001 - `model.layers` stops at the first level
 
 
-def require_functional(model: Any, path: Path) -> Any:
-    """The model itself, if it is functional or sequential, stateless and made of tf_keras's own layers.
+def require_functional(model: Any, path: Path, *, own: bool = True) -> Any:
+    """The model itself, if it is functional or sequential, stateless and, with `own`, made of tf_keras's own layers.
 
     Raises:
         ModelError: it is subclassed, not built, keeps state between calls, or holds a layer of the user's own; names
             the layer.
     """
-    if not getattr(model, "_is_graph_network", False) or not _is_own(model):
-        raise ModelError(
-            f"{path} holds a {type(model).__name__}, not a functional or sequential Keras model",
-            cause="a subclassed model, or a sequential one that never saw its input's shape, keeps no layer graph",
-            action="rebuild it with the functional API and save it again",
-        )
+    from edgebuild.pipeline.ingest.keras.keras2_graph import is_functional
+
+    if not is_functional(model) or (own and not is_own(model)):
+        raise unfunctional(model, path)
     for layer in layers_of(model):
-        _require_own(layer, path)
+        if own:
+            _require_own(layer, path)
         _require_stateless(layer, path)
     return model
+
+
+def unfunctional(model: Any, path: Path) -> ModelError:
+    """The refusal of a model that keeps no graph of its layers."""
+    return ModelError(
+        f"{path} holds a {type(model).__name__}, not a functional or sequential Keras model",
+        cause="a subclassed model, or a sequential one that never saw its input's shape, keeps no layer graph",
+        action="rebuild it with the functional API and save it again, or export it as a SavedModel with a signature",
+    )
+
+
+def is_own(layer: Any) -> bool:
+    """Whether a layer's class is tf_keras's own, or edgebuild's for the operators of a graph."""
+    return str(type(layer).__module__).startswith(_OWN_MODULES)
 
 
 def _refusal(path: Path, what: str, action: str, error: Exception) -> ModelError:
@@ -67,21 +83,18 @@ def _refusal(path: Path, what: str, action: str, error: Exception) -> ModelError
     if unknown:
         return ModelError(
             f"{path} holds the {unknown['kind'].lower()} '{unknown['name']}', which is not Keras's own",
-            cause="its code is not in the file; a Keras 3 .h5 lacks that of operations between layers and of masks too",
-            action="build it from Keras's own layers",
+            cause="its code is not in the file",
+            action="give --custom MODULE that registers it with keras.saving.register_keras_serializable, or build it "
+            "from Keras's own layers",
         )
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     cause = f"{type(error).__name__}: {lines[0] if lines else ''}"[:_CAUSE_LENGTH]
     return ModelError(f"{path} can't be loaded {what}", cause=cause, action=action)
 
 
-def _is_own(layer: Any) -> bool:
-    return str(type(layer).__module__).startswith(_OWN_MODULES)
-
-
 def _require_own(layer: Any, path: Path) -> None:
     """A SavedModel revives what it can't look up under the old name, in a module of the loader's: not ours to keep."""
-    if not _is_own(layer):
+    if not is_own(layer):
         raise ModelError(
             f"{path}: layer '{layer.name}' is of the user's own class {type(layer).__name__}",
             cause="its class, or a function it uses, is not Keras's own and not in the file",

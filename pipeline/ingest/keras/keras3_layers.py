@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Final
 
-from edgebuild.export.errors import ModelError
+from edgebuild.pipeline.ingest.keras import keras3_gates
+from edgebuild.pipeline.ingest.keras.custom_code import names_own
+from edgebuild.pipeline.ingest.keras.flat import NoEqualError
 
 _RENAMED: Final = {"batch_shape": "batch_input_shape"}
 _RENAMED_OF: Final = {"LeakyReLU": {"negative_slope": "alpha"}}
@@ -16,26 +19,28 @@ _NO_MATTER: Final = frozenset(
 )
 
 
-def twin_of(layer: Any) -> Any:
+def twin_of(layer: Any, name: str) -> Any:
     """The tf_keras twin of a Keras 3 layer, yet unbuilt: a layer, or a layer and the activation behind it.
 
     Raises:
-        ModelError: tf_keras has no such layer, or not with this configuration; names the layer and its class.
+        NoEqualError: tf_keras has no such layer, or not with this configuration.
     """
     activation = _later_activation(layer)
     if activation is None:
-        return _twin_layer(layer, {})
+        return _twin_layer(layer, {"name": name})
+    if hasattr(layer, "cell"):
+        raise NoEqualError(f"tf_keras has no activation {_config(layer)['activation']}, or another")
     if type(layer).__name__ == "Activation":
-        return activation(layer.name)
-    bare = {"activation": "linear", "name": f"{layer.name}_linear"}
-    return _Activated(_twin_layer(layer, bare), activation(layer.name))
+        return activation(name)
+    bare = {"activation": "linear", "name": f"{name}_linear"}
+    return _Activated(_twin_layer(layer, bare), activation(name))
 
 
 def copy_weights(layer: Any, twin: Any) -> None:
     """Give the twin its source's weights: of equal shape, each with the longest common end of its path.
 
     Raises:
-        ModelError: the two have different weights.
+        NoEqualError: the two have different weights.
     """
     built: Any = twin.layer if isinstance(twin, _Activated) else twin
     left = list(layer.weights)
@@ -43,23 +48,14 @@ def copy_weights(layer: Any, twin: Any) -> None:
     for weight in getattr(built, "weights", []):
         fitting = [other for other in left if tuple(other.shape) == tuple(weight.shape)]
         if not fitting:
-            raise untranslatable(layer, f"its weight {weight.name} has no source")
+            raise NoEqualError(f"in tf_keras it has a weight {weight.name} more")
         best = max(fitting, key=lambda other: _common_end(other.path, weight.name))
         left = [other for other in left if other is not best]
-        values.append(best.numpy())
+        values.append(keras3_gates.rescaled(layer, best))
     if left:
-        raise untranslatable(layer, f"nothing takes its weight {left[0].path}")
+        raise NoEqualError(f"in tf_keras nothing takes its weight {left[0].path}")
     if values:
         built.set_weights(values)
-
-
-def untranslatable(layer: Any, cause: str) -> ModelError:
-    """The refusal of one layer, by its name and class."""
-    return ModelError(
-        f"layer '{layer.name}' ({type(layer).__name__}) can't be translated from Keras 3 to tf_keras",
-        cause=cause,
-        action="build it from layers that Keras 2 has too, or save the model as .h5 with tf_keras",
-    )
 
 
 class _Activated:
@@ -68,6 +64,10 @@ class _Activated:
     def __init__(self, layer: Any, activation: Callable[[Any], Any]) -> None:
         self.layer = layer
         self._activation = activation
+
+    @property
+    def call(self) -> Callable[..., Any]:
+        return self.layer.call  # type: ignore[no-any-return]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._activation(self.layer(*args, **kwargs))
@@ -135,15 +135,23 @@ def _twin_layer(layer: Any, changes: Mapping[str, Any]) -> Any:
 
     kind = type(layer).__name__
     cls = getattr(tf_keras.layers, kind, None)
-    if cls is None or not type(layer).__module__.startswith("keras.src.layers."):
-        raise untranslatable(layer, "tf_keras has no such layer")
+    if cls is None or kind == "Lambda" or not type(layer).__module__.startswith("keras.src.layers."):
+        raise NoEqualError("tf_keras has no such layer")
+    if names_own(layer.get_config()):
+        raise NoEqualError("it uses a function of the user's own")
     arguments = {**dict(_arguments(layer, cls)), **changes}
-    if "hard_sigmoid" in {arguments.get("activation"), arguments.get("recurrent_activation")}:
-        raise untranslatable(layer, "hard_sigmoid is another function in tf_keras")
-    try:
+    if arguments.get("activation") == "hard_sigmoid":
+        raise NoEqualError("hard_sigmoid is another function in tf_keras")
+    with _making():
         return cls(**arguments)
+
+
+@contextmanager
+def _making() -> Iterator[None]:
+    try:
+        yield
     except (TypeError, ValueError) as e:
-        raise untranslatable(layer, f"{type(e).__name__}: {e}") from e
+        raise NoEqualError(f"tf_keras refuses it: {e}".splitlines()[0]) from e
 
 
 def _arguments(layer: Any, cls: type) -> Iterator[tuple[str, Any]]:
@@ -157,7 +165,7 @@ def _arguments(layer: Any, cls: type) -> Iterator[tuple[str, Any]]:
         if name in accepted:
             yield name, _value(layer, key, value)
         elif value and not (key in defaults and value == defaults[key].default):
-            raise untranslatable(layer, f"tf_keras does not know its {key}={value!r}")
+            raise NoEqualError(f"tf_keras does not know its {key}={value!r}")
 
 
 def _config(layer: Any) -> dict[str, Any]:
@@ -169,7 +177,9 @@ def _value(layer: Any, key: str, value: Any) -> Any:
 
     inner = getattr(layer, "forward_layer" if key == "layer" and hasattr(layer, "forward_layer") else key, None)
     if isinstance(inner, keras.Layer):
-        return _inner(layer, inner)
+        return _inner(inner)
+    if isinstance(value, list) and any(isinstance(part, Mapping) and "module" in part for part in value):
+        raise NoEqualError(f"its {key} are layers")
     if isinstance(value, Mapping) and value.get("class_name") == "DTypePolicy":
         return value["config"]["name"]
     if isinstance(value, Mapping) and "class_name" in value:
@@ -177,17 +187,15 @@ def _value(layer: Any, key: str, value: Any) -> Any:
     return value
 
 
-def _inner(outer: Any, layer: Any) -> Any:
+def _inner(layer: Any) -> Any:
     """The twin of the layer that a wrapper wraps: it must be one layer."""
     import keras
 
     if isinstance(layer, keras.Model):
-        from edgebuild.pipeline.ingest.keras3 import replay
-
-        return replay(layer)
-    twin = twin_of(layer)
+        raise NoEqualError(f"it wraps the model '{layer.name}'")
+    twin = twin_of(layer, layer.name)
     if isinstance(twin, _Activated | _HardSigmoid | _HardSilu):
-        raise untranslatable(outer, f"it wraps '{layer.name}', whose activation tf_keras lacks")
+        raise NoEqualError(f"it wraps '{layer.name}', whose activation tf_keras lacks")
     return twin
 
 

@@ -1,0 +1,1 @@
+"""ONNX models, by way of TensorFlow in a process of their own."""

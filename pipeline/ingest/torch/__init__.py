@@ -1,0 +1,1 @@
+"""Models that torch.export wrote, by way of ONNX."""
