@@ -1,12 +1,18 @@
-"""Damage every model there is, and see that edgebuild refuses or reads what is left, and never breaks itself.
+"""Damage every model among the fixtures, and see that edgebuild reads or refuses what is left, and never breaks.
 
     .venv/bin/python benchmarks/hostile.py [--mutations 200] [--seed 0] [--only NAME] [--jobs 2] [--json FILE]
 
-Each fixture is mutated so often (see `mutations.py`) and ingested as `inspect` and `build` ingest it, under a limit of
-time and memory. `read`: the mutation left a model. `refused`: exit 3, or 2 where the file is none. `contained`: a
-native library crashed on it, in a worker process, which costs one task. Wrong are a fault of ours, which would be exit
-1, and a stage that only the limit ended. Exits with 1 where anything is wrong. What is done is kept beside the JSON
-file: a run that was stopped goes on.
+Each model is mutated `--mutations` times (see `mutations.py`) and ingested as `inspect` and `build` ingest it, under a
+limit of time and memory. A case ends as
+
+- `read`: the mutation left a model;
+- `refused`: exit 3, or 2 where the file is none;
+- `contained`: a native library crashed on it, in a worker process, which costs one task;
+- `fault`: edgebuild broke, which would be exit 1;
+- `hung`: only the limit ended it.
+
+The last two are wrong, and the benchmark then exits with 1. Finished cases are kept beside the JSON file, so that a run
+that was stopped goes on.
 """
 
 from __future__ import annotations
@@ -93,8 +99,20 @@ def tried(name: str, model: Path, numbers: list[int], seed: int, jobs: int) -> I
 
 
 def remembered(journal: Path) -> list[dict[str, object]]:
-    """What an earlier run has done."""
+    """The cases that earlier runs finished."""
     return [json.loads(line) for line in journal.read_text().splitlines()] if journal.exists() else []
+
+
+def judged(done: list[dict[str, object]], seed: int, file: Path) -> int:
+    """Print and write what came of all cases; returns 1 where one of them is wrong."""
+    wrong = [row for row in done if row["ended"] in ("fault", "hung")]
+    for row in wrong:
+        print(f"{row['model']} {row['number']}: {row['ended']}: {row['told']}", file=sys.stderr)
+    total = Counter(str(row["ended"]) for row in done)
+    slowest = max((float(str(row["seconds"])) for row in done), default=0.0)
+    write(file, {"seed": seed, "counts": total, "slowest_s": slowest, "wrong": wrong})
+    print(f"{sum(total.values())} cases: {dict(total)}; slowest {slowest:.0f} s")
+    return int(bool(wrong))
 
 
 def main() -> None:
@@ -110,9 +128,10 @@ def main() -> None:
     journal = arguments.json.with_suffix(f".{arguments.seed}.jsonl")
     journal.parent.mkdir(parents=True, exist_ok=True)
     done = remembered(journal)
-    for name, model in models().items():
-        if arguments.only not in name:
-            continue
+    chosen = {name: model for name, model in models().items() if arguments.only in name}
+    if not chosen:
+        sys.exit(f"no model among the fixtures has {arguments.only!r} in its name")
+    for name, model in chosen.items():
         began = time.monotonic()
         left = sorted(set(range(arguments.mutations)) - {row["number"] for row in done if row["model"] == name})
         for start in range(0, len(left), 20):
@@ -122,15 +141,7 @@ def main() -> None:
                 out.writelines(json.dumps(row) + "\n" for row in rows)
         counts = Counter(str(row["ended"]) for row in done if row["model"] == name)
         print(f"{name:45} {dict(counts)} {time.monotonic() - began:.0f} s", flush=True)
-    wrong = [row for row in done if row["ended"] in ("fault", "hung")]
-    for row in wrong:
-        print(f"{row['model']} {row['number']}: {row['ended']}: {row['told']}", file=sys.stderr)
-    total = Counter(str(row["ended"]) for row in done)
-    slowest = max((float(str(row["seconds"])) for row in done), default=0.0)
-    figures = {"seed": arguments.seed, "counts": total, "slowest_s": slowest, "wrong": wrong}
-    write(arguments.json, figures)
-    print(f"{sum(total.values())} cases: {dict(total)}; slowest {slowest:.0f} s")
-    sys.exit(bool(wrong))
+    sys.exit(judged(done, arguments.seed, arguments.json))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import numpy as np
 
-SUITES: Final = ("simple", "pytorch-converted", "pytorch-operator", "node")
+SUITES: Final = ("pytorch-converted", "pytorch-operator", "simple", "node")
 TOLERANCE: Final = 1e-4  # Of an output's range: the same that ingesting holds a model to.
 
 

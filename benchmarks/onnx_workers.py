@@ -25,10 +25,10 @@ import numpy as np
 from onnx_cases import Case, equal
 
 LIMIT_S: Final = 120
-MEMORY: Final = 8 * 2**30
-CASES_EACH: Final = 50  # Then a fresh process: converting leaks.
+MEMORY_BYTES: Final = 8 * 2**30
+CASES_EACH: Final = 50  # Then a fresh process: converting leaks memory.
 _WAY_S: Final = 20.0
-_KINDS: Final = (
+_KINDS: Final = (  # A pattern to find in a refusal, and what to count it as.
     (r"somebody's own operators: ai\.onnx\.ml", "an operator of ai.onnx.ml"),
     (r"\((\w+)\) gives another size for other values", "{0}: its result's size depends on values that are inputs"),
     (r"Scale value should be greater than 0", "Resize: its result's size depends on values that are inputs"),
@@ -54,7 +54,7 @@ class Verdict:
 
 
 def run(todo: Sequence[tuple[str, Case]], workers: int) -> Iterator[tuple[str, Case, Verdict]]:
-    """Verdicts as they come."""
+    """Put each (tool, case) to one of so many workers, and give the verdicts in the order they come."""
     waiting: queue.SimpleQueue[tuple[str, Case]] = queue.SimpleQueue()
     done: queue.SimpleQueue[tuple[str, Case, Verdict]] = queue.SimpleQueue()
     for item in todo:
@@ -72,27 +72,31 @@ def run(todo: Sequence[tuple[str, Case]], workers: int) -> Iterator[tuple[str, C
 
 
 def _keep_one_busy(waiting: queue.SimpleQueue[Any], done: queue.SimpleQueue[Any]) -> None:
+    """Ask one worker until nothing waits; a fresh one after `CASES_EACH`, or where one did not answer."""
     process: subprocess.Popen[str] | None = None
     count = 0
-    while True:
-        try:
-            tool, case = waiting.get_nowait()
-        except queue.Empty:
-            break
+    for tool, case in iter(lambda: _next(waiting), None):
         if process is None or count >= CASES_EACH:
             _end(process)
             process, count = _start(), 0
         count += 1
         verdict = _ask(process, tool, case)
         if verdict is None:
-            code = _end(process)
-            process = None
-            how = f"ended by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
-            verdict = Verdict(
-                verdict="refused", reason=f"the process {how}, or took over {LIMIT_S} s", kind="crash or hang"
-            )
+            verdict, process = _silent(_end(process)), None
         done.put((tool, case, verdict))
     _end(process)
+
+
+def _next(waiting: queue.SimpleQueue[Any]) -> Any:
+    try:
+        return waiting.get_nowait()
+    except queue.Empty:
+        return None
+
+
+def _silent(code: int) -> Verdict:
+    how = f"ended by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
+    return Verdict(verdict="refused", reason=f"the process {how}, or took over {LIMIT_S} s", kind="crash or hang")
 
 
 def _start() -> subprocess.Popen[str]:
@@ -110,7 +114,7 @@ def _start() -> subprocess.Popen[str]:
 
 
 def _ask(process: subprocess.Popen[str], tool: str, case: Case) -> Verdict | None:
-    """None where the process did not answer."""
+    """The worker's verdict, or None where it did not answer."""
     if process.stdin is None or process.stdout is None:
         raise RuntimeError("the worker has no pipes")
     try:
@@ -124,6 +128,7 @@ def _ask(process: subprocess.Popen[str], tool: str, case: Case) -> Verdict | Non
 
 
 def _end(process: subprocess.Popen[str] | None) -> int:
+    """End a worker with all it started; returns the exit status it had by itself, or that of being killed."""
     if process is None:
         return 0
     code = process.poll()
@@ -139,7 +144,7 @@ def _end(process: subprocess.Popen[str] | None) -> int:
 
 def serve(answers: IO[str]) -> None:
     """Answer cases from standard input until it closes."""
-    resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
+    resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_BYTES, MEMORY_BYTES))
     tools = {"edgebuild": edgebuild, "onnx2tf": onnx2tf}
     for line in sys.stdin:
         tool, name, folder = json.loads(line)
@@ -185,8 +190,7 @@ def _edgebuild(case: Case) -> Verdict:
 
     from edgebuild.export import convert
     from edgebuild.export.interpreter import Interpreter
-    from edgebuild.pipeline.gates import AGREEMENT_LIMITS
-    from edgebuild.pipeline.ingest import float_model, parity
+    from edgebuild.pipeline.ingest import float_model
     from edgebuild.pipeline.ingest.onnx import child as onnx_child
     from edgebuild.pipeline.ingest.onnx import model as onnx_model
     from edgebuild.pipeline.ingest.source import Options
@@ -199,20 +203,28 @@ def _edgebuild(case: Case) -> Verdict:
         model, described = float_model.rebuild(folder), float_model.describe(folder)
         convert.freeze(model, described.inputs, described.outputs, folder / "frozen", batched=described.batched)
         interpreter = Interpreter(convert.to_float(folder / "frozen", "float32"))
-    for inputs, outputs in case.data():
-        numbered = [array if array.ndim else array[None] for array in inputs]  # A single number is a list of one.
-        given = [_turned(array, port.axes) for array, port in zip(numbered, reading.inputs, strict=True)]
-        wanted = [_turned(array, port.axes) for array, port in zip(outputs, reading.outputs, strict=True)]
-        named = dict(zip((port.name for port in reading.inputs), given, strict=True))
-        got = interpreter.run(named)
-        results = [got[port.name] for port in reading.outputs]
-        error = parity.relative_error(parity.outputs(model, given), results)
-        if not error <= AGREEMENT_LIMITS["float32"]:
-            reason = f"the flatbuffer differs from the float model by {error:.2g}"
-            return Verdict(verdict="refused", reason=reason, kind="the flatbuffer does not agree with the float model")
-        if not equal(wanted, results):
-            return Verdict(verdict="wrong", reason=f"off by {parity.relative_error(wanted, results):.2g}", kind="wrong")
-    return Verdict(verdict="right", reason="; ".join(reading.notes))
+    verdicts = (_held_to(reading, model, interpreter, inputs, outputs) for inputs, outputs in case.data())
+    right = Verdict(verdict="right", reason="; ".join(reading.notes))
+    return next((verdict for verdict in verdicts if verdict is not None), right)
+
+
+def _held_to(reading: Any, model: Any, interpreter: Any, inputs: list[Any], outputs: list[Any]) -> Verdict | None:
+    """What is amiss with one set of stored data; None where nothing is."""
+    from edgebuild.pipeline.gates import AGREEMENT_LIMITS
+    from edgebuild.pipeline.ingest import parity
+
+    numbered = [array if array.ndim else array[None] for array in inputs]  # A single number is a list of one.
+    given = [_turned(array, port.axes) for array, port in zip(numbered, reading.inputs, strict=True)]
+    wanted = [_turned(array, port.axes) for array, port in zip(outputs, reading.outputs, strict=True)]
+    got = interpreter.run(dict(zip((port.name for port in reading.inputs), given, strict=True)))
+    results = [got[port.name] for port in reading.outputs]
+    error = parity.relative_error(parity.outputs(model, given), results)
+    if not error <= AGREEMENT_LIMITS["float32"]:
+        reason = f"the flatbuffer differs from the float model by {error:.2g}"
+        return Verdict(verdict="refused", reason=reason, kind="the flatbuffer does not agree with the float model")
+    if not equal(wanted, results):
+        return Verdict(verdict="wrong", reason=f"off by {parity.relative_error(wanted, results):.2g}", kind="wrong")
+    return None
 
 
 def _turned(array: Any, axes: Sequence[int]) -> Any:

@@ -11,6 +11,7 @@ from typing import Final
 import yaml
 
 from edgebuild.pipeline.ingest import adopted
+from edgebuild.pipeline.ingest.source import Options
 from edgebuild.pipeline.inspection import End, Summary
 
 _TEMPLATE: Final = """\
@@ -34,6 +35,7 @@ gates:
 """
 
 
+_PLAIN: Final = Options()
 _TARGETS: Final = {
     "cpu": "  cpu: {}  # int8; or {precision: float32}, float16, dynamic, int16x8\n",
     "gpu": "  gpu: {}  # float16\n",
@@ -50,8 +52,12 @@ def config_text(
     calibration: str | None,
     evaluation: str | None,
     targets: Collection[str] = tuple(_TARGETS),
+    options: Options = _PLAIN,
 ) -> str:
-    """The configuration for a model, to lie in `folder`; data that is not given stands there by its usual name."""
+    """The configuration for a model, to lie in `folder`; data that is not given stands there by its usual name.
+
+    What `options` says of the model stands there too, but for trust: no configuration can give it.
+    """
     metric = _metric(summary)
     is_given = adopted.is_flatbuffer(model)  # It was calibrated, and its float model is not here.
     roles = (
@@ -64,7 +70,7 @@ def config_text(
         ),
     )
     return _TEMPLATE.format(
-        model=_relative(str(model), folder),
+        model=_model(model, folder, options),
         format=summary.format,
         parameters=summary.parameters,
         macs=summary.macs,
@@ -96,6 +102,19 @@ def _arrays(summary: Summary) -> str:
 def _data(role: str, given: str | None, folder: Path, what: str) -> str:
     source = _relative(given, folder) if given else f"{role}.npz"
     return f"  {role}: {source}  # {what}"
+
+
+def _model(model: Path, folder: Path, options: Options) -> str:
+    said = {
+        "signature": options.signature,
+        "input_shapes": {name: list(shape) for name, shape in options.input_shapes.items()},
+        "custom": list(options.custom),
+    }
+    said = {key: value for key, value in said.items() if value}
+    if not said:
+        return _relative(str(model), folder)
+    given = {"path": os.path.relpath(model, folder), **said}
+    return yaml.safe_dump(given, default_flow_style=True, sort_keys=False, allow_unicode=True, width=1000).strip()
 
 
 def _relative(path: str, folder: Path) -> str:

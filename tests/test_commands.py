@@ -79,6 +79,20 @@ def test_init_writes_a_configuration_that_builds_at_once(tmp_path: Path, run: Ru
     assert run("-t", "gpu", cwd=tmp_path).code == 0
 
 
+def test_init_keeps_what_it_was_told_of_the_model(tmp_path: Path, run: Run) -> None:
+    import tensorflow as tf
+
+    rows = [tf.TensorSpec(shape, tf.float32, name="x") for shape in ((None, 3), (None, None))]
+    halved = tf.function(lambda x: {"y": 0.5 * x}, input_signature=rows[:1])
+    doubled = tf.function(lambda x: {"y": 2.0 * x}, input_signature=rows[1:])
+    signatures = {"serving_default": halved, "doubled": doubled}
+    tf.saved_model.save(tf.Module(), str(tmp_path / "model"), signatures=signatures)
+    ended = run("init", "model", "--signature", "doubled", "--input-shape", "x=1,4", cwd=tmp_path)
+    assert ended.code == 0, ended.stderr
+    model = yaml.safe_load((tmp_path / "edgebuild.yaml").read_text())["model"]
+    assert model == {"path": "model", "signature": "doubled", "input_shapes": {"x": [1, 4]}}
+
+
 def test_init_never_replaces_a_file_unasked(tmp_path: Path, run: Run) -> None:
     demo.lay_out(tmp_path)
     before = (tmp_path / "edgebuild.yaml").read_text()

@@ -74,6 +74,18 @@ def test_becomes_a_float_model(classifier: tuple[Path, Array, Array], tmp_path: 
     assert described.parameters == 3 * 3 * 3 * 4 + 12
 
 
+@pytest.mark.parametrize("dtype", [tf.float16, tf.float64])
+def test_weights_of_another_precision_are_refused_by_layer(dtype: tf.DType, tmp_path: Path) -> None:
+    graph_def, _, _ = frozen(lambda x: x @ tf.ones((6, 2), dtype), tf.TensorSpec((None, 6), dtype))
+    said = refusal(saved(graph_def, tmp_path))
+    assert said.what.endswith(f"computes in {dtype.name}")
+    assert "float32" in said.action
+
+
+def test_a_signature_is_refused_where_there_are_none(classifier: tuple[Path, Array, Array]) -> None:
+    assert "'probabilities'" in refusal(classifier[0], Options(signature="probabilities")).what
+
+
 def test_an_operator_with_several_results_gives_them_all(tmp_path: Path) -> None:
     graph_def, _, _ = frozen(lambda x: tf.math.top_k(x, 2)[0], tf.TensorSpec((None, 6)))
     top = next(node for node in graph_def.node if node.op == "TopKV2")

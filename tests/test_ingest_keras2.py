@@ -22,6 +22,8 @@ from edgebuild.pipeline.ingest.graph.layers import Operator
 from edgebuild.pipeline.ingest.keras import keras2
 from edgebuild.pipeline.ingest.source import Options, Reading
 
+# What the source itself loses to its half precision, 11 bits, over a few layers of values around one.
+HALF_PRECISION = 2e-2
 OWN = Options(custom=("own_layers",))
 pytestmark = pytest.mark.filterwarnings(
     "ignore:You are saving your model as an HDF5 file:UserWarning", "ignore:.*np.object.*:FutureWarning"
@@ -192,6 +194,38 @@ def test_a_lambda_layer_needs_the_users_word(suffix: str, tmp_path: Path) -> Non
         load.read(path)
     assert "--trust-model-code" in refusal.value.action
     require_equal(source, load.read(path, Options(trust_code=True)))
+
+
+@pytest.mark.parametrize("suffix", [".keras", ".h5", ""])
+def test_an_input_shape_settles_a_dynamic_input(suffix: str, tmp_path: Path) -> None:
+    image = layers.Input((None, None, 3), name="image")
+    steps = layers.Reshape((-1, 2))(layers.Conv2D(2, 3)(image))
+    source = tf_keras.Model(image, layers.GRU(3)(steps))
+    path = saved(source, tmp_path, suffix)
+    with pytest.raises(ModelError, match="'image' has the dynamic shape"):
+        load.read(path)
+    reading = load.read(path, Options(input_shapes={"image": (1, 5, 4, 3)}))
+    assert reading.model.input_shape == (None, 5, 4, 3)
+    require_equal(source, reading)
+
+
+@pytest.mark.parametrize("suffix", [".keras", ".h5", ""])
+def test_layers_of_mixed_precision_compute_in_float32_and_it_is_said(suffix: str, tmp_path: Path) -> None:
+    image = layers.Input((6, 6, 3), name="image")
+    x = layers.BatchNormalization(dtype="mixed_float16")(layers.Conv2D(4, 3, dtype="mixed_float16")(image))
+    source = tf_keras.Model(image, layers.Dense(2)(layers.Flatten()(x)))
+    reading = load.read(saved(source, tmp_path, suffix))
+    assert [tensor.dtype.name for tensor in reading.model.outputs] == ["float32"]
+    assert all(layer.compute_dtype == "float32" for layer in reading.model.layers)
+    assert reading.notes == ("layers of the policy mixed_float16 compute in float32, as their weights are",)
+    [data] = parity.seeded_inputs(reading.model)
+    np.testing.assert_allclose(reading.model(data), source(data), rtol=HALF_PRECISION, atol=HALF_PRECISION)
+
+
+def test_weights_of_another_precision_are_refused_by_layer(tmp_path: Path) -> None:
+    source = tf_keras.Sequential([layers.Input((4,)), layers.Dense(3, name="scores", dtype="float64")])
+    with pytest.raises(ModelError, match="'scores' computes in float64"):
+        load.read(saved(source, tmp_path, ".h5"))
 
 
 def test_a_flat_model_that_computes_something_else_is_refused_at_the_layer_where_they_part(

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from keras import layers, ops
 from keras3_models import randomized
+from projects import shared
 
 from edgebuild.export import convert
 from edgebuild.export.errors import ModelError
@@ -24,11 +25,12 @@ from edgebuild.pipeline.ingest.graph.layers import Operator
 from edgebuild.pipeline.ingest.keras import keras3, keras3_layers
 from edgebuild.pipeline.ingest.source import Options, Reading
 
-FIXTURES = Path(__file__).parents[2] / "shared" / "fixtures"
 # float32 sums in another order: the worst of these models stays under 1e-6 of its output's range.
 REORDERED_SUMS = 1e-5
 # 8 bits, three samples to calibrate with, up to three recurrent layers on end: what is wired wrong is off by a range.
 INT8_STEPS = 0.2
+# What the source itself loses to its half precision, 11 bits, over a few layers of values around one.
+HALF_PRECISION = 2e-2
 OWN = Options(custom=("own_layers",))
 pytestmark = pytest.mark.filterwarnings("ignore:.*np.object.*:FutureWarning")
 
@@ -216,12 +218,11 @@ def test_the_same_source_gives_equal_bytes_whatever_was_built_before(tmp_path: P
 
 @pytest.mark.parametrize("name", ["lenet_300_100_keras3.h5", "lenet_300_100.keras"])
 def test_reads_the_lenet_fixtures(name: str, tmp_path: Path) -> None:
-    path = FIXTURES / "mnist" / name
-    if not path.exists():
-        pytest.skip(f"the fixture mnist/{name} is not here")
+    path = shared(f"mnist/{name}")
     load.ingest(path, tmp_path)
     model, same_weights = load.read(path).model, load.read(path.with_name("lenet_300_100.h5")).model
-    assert [w.shape for w in model.weights] == [w.shape for w in same_weights.weights]
+    for ours, theirs in zip(model.get_weights(), same_weights.get_weights(), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
     assert model.output_names == ["fc3"]
 
 
@@ -305,6 +306,54 @@ def test_a_dynamic_input_is_refused_by_its_axis(suffix: str, tmp_path: Path) -> 
     with pytest.raises(ModelError, match="'image'") as refusal:
         load.read(written(tmp_path, source, suffix))
     assert "dimension 2" in refusal.value.cause
+    assert "model.input_shapes.image=[1, 5, N, 3]" in refusal.value.action
+
+
+@pytest.mark.parametrize("suffix", [".keras", ".h5"])
+def test_an_input_shape_settles_a_dynamic_input(suffix: str, tmp_path: Path) -> None:
+    source = randomized(keras.Sequential([keras.Input((5, None, 3), name="image"), layers.Conv2D(2, 3)]))
+    path = written(tmp_path, source, suffix)
+    reading = load.read(path, Options(input_shapes={"image": (1, 5, 7, 3)}))
+    assert (reading.model.input_shape, reading.model.output_shape) == ((None, 5, 7, 3), (None, 3, 5, 2))
+    arrays = parity.seeded_inputs(reading.model)
+    np.testing.assert_allclose(parity.outputs(reading.model, arrays)[0], source(arrays[0]), atol=REORDERED_SUMS)
+
+
+@pytest.mark.parametrize(("name", "shape"), [("picture", (1, 5, 7, 3)), ("image", (1, 6, 7, 3)), ("image", (1, 7))])
+def test_an_input_shape_that_does_not_fit_is_refused(name: str, shape: tuple[int, ...], tmp_path: Path) -> None:
+    path = written(tmp_path, keras.Sequential([keras.Input((5, None, 3), name="image"), layers.Conv2D(2, 3)]))
+    with pytest.raises(ModelError, match=f"'{name}'") as refusal:
+        load.read(path, Options(input_shapes={name: shape}))
+    assert "model.input_shapes" in refusal.value.action
+
+
+def test_an_input_shape_that_no_target_holds_is_refused(tmp_path: Path) -> None:
+    path = written(tmp_path, keras.Sequential([keras.Input((5, None, 3), name="image"), layers.Conv2D(2, 3)]))
+    with pytest.raises(ModelError, match="'image' can't have the shape"):
+        load.read(path, Options(input_shapes={"image": (1, 5, 10**8, 3)}))
+
+
+@pytest.mark.parametrize("suffix", [".keras", ".h5"])
+def test_layers_of_mixed_precision_compute_in_float32_and_it_is_said(suffix: str, tmp_path: Path) -> None:
+    given = keras.Input((6, 4), name="steps")
+    x = layers.MultiHeadAttention(2, 2, dtype="mixed_float16")(given, given)
+    x = layers.LSTM(3, dtype="mixed_float16")(layers.Dense(5, dtype="mixed_float16")(x) + 1.0)
+    source = randomized(keras.Model(given, layers.Dense(2)(x)))
+    reading = load.read(written(tmp_path, source, suffix))
+    assert {layer.dtype for layer in reading.model.layers} == {tensor.dtype.name for tensor in reading.model.outputs}
+    assert reading.notes[0] == "layers of the policy mixed_float16 compute in float32, as their weights are"
+    arrays = parity.seeded_inputs(reading.model)
+    [got] = parity.outputs(reading.model, arrays)
+    np.testing.assert_allclose(got, source(arrays[0]), atol=HALF_PRECISION)
+    float_model.save(reading, "Keras archive", tmp_path)
+    assert "float16" not in (tmp_path / "architecture.json").read_text()
+
+
+@pytest.mark.parametrize("policy", ["float16", "float64"])
+def test_weights_of_another_precision_are_refused_by_layer(policy: str, tmp_path: Path) -> None:
+    source = keras.Sequential([keras.Input((4,)), layers.Dense(3, name="scores", dtype=policy)])
+    with pytest.raises(ModelError, match=f"'scores' computes in {policy}"):
+        load.read(written(tmp_path, source))
 
 
 def test_a_subclassed_model_is_refused() -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tf_keras
+from projects import shared
 from tf_keras import layers
 
 from edgebuild.export.errors import ModelError
@@ -20,7 +21,6 @@ from edgebuild.pipeline.ingest.graph import signature as graph_signature
 from edgebuild.pipeline.ingest.source import Options
 
 PLAIN = Options()
-FIXTURES = Path(__file__).parents[2] / "shared" / "fixtures"
 
 
 @pytest.fixture(scope="module")
@@ -78,10 +78,7 @@ def test_reads_a_functional_model_with_its_weights(whole: Path) -> None:
 
 
 def test_reads_the_keyword_spotting_fixture_of_tensorflow_2_3() -> None:
-    folder = FIXTURES / "kws" / "saved_model"
-    if not folder.exists():
-        pytest.skip("the fixture kws/saved_model is not here")
-    assert load.read(folder).model.count_params() == 24_908
+    assert load.read(shared("kws/saved_model")).model.count_params() == 24_908
 
 
 def test_refuses_a_folder_without_a_saved_model_and_points_to_the_one_inside(whole: Path) -> None:

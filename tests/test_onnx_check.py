@@ -42,7 +42,8 @@ def test_an_open_first_axis_is_a_batch_of_one(tmp_path: Path) -> None:
 def test_another_open_axis_is_named_with_the_option_that_fixes_it(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"input 'image' is open at axis 2") as refused:
         look(cnn("N", "S"), tmp_path)
-    assert refused.value.action.endswith("--set model.input_shapes.image=[1,3,SIZE,SIZE]")
+    assert "--set 'model.input_shapes.image=[1, 3, N, N]'" in refused.value.action
+    assert "--input-shape 'image=1,3,N,N'" in refused.value.action
 
 
 def test_a_given_shape_fixes_open_axes(tmp_path: Path) -> None:

@@ -30,7 +30,8 @@ LATE = {
     f"pipeline/ingest/{module}.py"
     for room, modules in {
         "graph": "control graph layers proof reading replay rules rules_weighted",
-        "onnx": "direct rules rules_arithmetic rules_recurrent rules_sampling rules_shape rules_windows",
+        "onnx": "direct rules rules_activations rules_arithmetic rules_recurrent rules_sampling rules_sequences "
+        "rules_shape rules_windows",
     }.items()
     for module in (f"{room}/{name}" for name in modules.split())
 }

@@ -35,10 +35,11 @@ def init(
             raise ConfigError(
                 f"--{role}: there is nothing at {source}", action="give a file, a folder or module:function"
             )
+    options = _options(**reading)
     with console.quiet_unless_terminal().running() as narrator:
-        summary = inspection.inspect(model, narrator.on_event, options=_options(**reading))
+        summary = inspection.inspect(model, narrator.on_event, options=options)
     data = {"calibration": calibration, "evaluation": evaluation}
-    text = starter.config_text(summary, model, out.absolute().parent, targets=targets, **data)
+    text = starter.config_text(summary, model, out.absolute().parent, targets=targets, options=options, **data)
     try:
         out.write_text(text, encoding="utf-8")
     except OSError as e:

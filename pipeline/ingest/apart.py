@@ -1,4 +1,4 @@
-"""Converters of others in a process of their own: a crash costs nothing, and they reach no further than they must."""
+"""Other projects' converters, each run in a process of its own: a crash ends that process and no other."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ from edgebuild.export.errors import ModelError
 from edgebuild.targets.tools import python_module
 
 TIMEOUT_S: Final = 1800
-_MEMORY: Final = 24 * 2**30  # Of data: what asks for more would take the machine down.
-_PR_SET_PDEATHSIG: Final = 1
+_MEMORY_BYTES: Final = 24 * 2**30  # What asks for more would take the machine down.
+_PR_SET_PDEATHSIG: Final = 1  # ref: linux/prctl.h
+# What leads out of the process, as Python's audit events name it. ref: docs.python.org/3/library/audit_events.html
 _OUTSIDE: Final = frozenset(
     "socket.connect socket.getaddrinfo os.system subprocess.Popen os.exec os.posix_spawn os.fork".split()  # noqa: SIM905 - shorter
 )
 
 
 def run(module: str, folder: Path, what: str) -> None:
-    """Run one of our modules on a folder, which is its place for temporary files too.
+    """Run one of our modules as a child process; its only argument, and its place for temporary files, is `folder`.
 
     Raises:
         ModelError: it took too long, was killed or crashed; `what` says whose work it was.
@@ -57,11 +58,12 @@ def _cause(code: int, stderr: str) -> str:
 def confine() -> None:
     """For the child: end with the parent, take no more memory than is there, reach neither network nor programs."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    resource.setrlimit(resource.RLIMIT_DATA, (_MEMORY, _MEMORY))
+    resource.setrlimit(resource.RLIMIT_DATA, (_MEMORY_BYTES, _MEMORY_BYTES))
     sys.addaudithook(_refuse)
 
 
 def _refuse(event: str, _: tuple[Any, ...]) -> None:
+    """An audit hook: whatever it raises ends the call that is audited."""
     if event in _OUTSIDE:
         raise PermissionError(f"a converter asked for {event}")
 

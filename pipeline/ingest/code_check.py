@@ -91,11 +91,12 @@ def _refuse_object(part: Mapping[str, Any], path: Path, options: Options) -> Non
     if kind in _LAMBDAS and options.trust_code:
         return
     if kind in _LAMBDAS | _PROGRAMS:
+        shown = "Lambda" if kind in _LAMBDAS else kind
+        trusting = "; or give --trust-model-code, if you trust whoever made the file" if kind in _LAMBDAS else ""
         raise ModelError(
-            f"{path}: layer '{name}' is a {kind.strip('_').capitalize() if kind == '__lambda__' else kind} layer",
+            f"{path}: layer '{name}' is a {shown} layer",
             cause="such a layer is a program inside or beside the model file, and edgebuild runs none unasked",
-            action="replace it with Keras's own layers, and save again"
-            + ("; or give --trust-model-code, if you trust whoever made the file" if kind in _LAMBDAS else ""),
+            action=f"replace it with Keras's own layers, and save again{trusting}",
         )
     if _is_foreign(part, kind):
         _refuse_foreign(part, kind, name, path, options)
@@ -103,6 +104,7 @@ def _refuse_object(part: Mapping[str, Any], path: Path, options: Options) -> Non
 
 
 def _is_foreign(part: Mapping[str, Any], kind: str) -> bool:
+    """Whether a configuration names a class or function from outside the modules that Keras's own layers are in."""
     module, known = part.get("module"), _KERAS_FUNCTIONS if kind == "function" else _KERAS
     # A lower-case class is a function under a false name: keras.utils.get_file, say.
     unnatural = isinstance(module, str) and kind != "function" and not re.match(r"[A-Z]|__[a-z]", kind)
@@ -129,6 +131,17 @@ def _refuse_call(part: Mapping[str, Any], name: str, path: Path) -> None:
     config = part.get("config")
     if not isinstance(config, Mapping):
         return
+    _refuse_file(config, name, path)
+    called = _called(config)
+    if called:
+        raise ModelError(
+            f"{path}: layer '{name}' calls {', '.join(called)}",
+            cause="edgebuild only runs layers that do arithmetic, since such a call may touch files",
+            action="build it from Keras's own layers",
+        )
+
+
+def _refuse_file(config: Mapping[str, Any], name: str, path: Path) -> None:
     for key in ("vocabulary", "idf_weights"):
         if isinstance(config.get(key), str):
             raise ModelError(
@@ -136,17 +149,16 @@ def _refuse_call(part: Mapping[str, Any], name: str, path: Path) -> None:
                 cause="a model file that names other files could read any of this machine's",
                 action="give the layer the values themselves, and save again",
             )
+
+
+def _called(config: Mapping[str, Any]) -> list[str]:
+    """What a layer calls beyond TensorFlow's arithmetic."""
     symbols = [config[key] for key in ("function", "cls_symbol") if isinstance(config.get(key), str)]
     called = [symbol for symbol in symbols if symbol not in _TOP_LEVEL and not _ARITHMETIC.fullmatch(symbol)]
     node = config.get("node_def")
     if node is not None and not (isinstance(node, Mapping) and not reaches_out(str(node.get("op")))):
         called.append(str(node.get("op")) if isinstance(node, Mapping) else "an operator in binary form")
-    if called:
-        raise ModelError(
-            f"{path}: layer '{name}' calls {', '.join(called)}",
-            cause="edgebuild only runs layers that do arithmetic, since such a call may touch files",
-            action="build it from Keras's own layers",
-        )
+    return called
 
 
 def _name(part: Mapping[str, Any]) -> str:
@@ -156,6 +168,7 @@ def _name(part: Mapping[str, Any]) -> str:
 
 
 def _mappings(config: object, path: Path) -> Iterator[Mapping[str, Any]]:
+    """Every mapping inside a configuration, level by level; no recursion, which a file could exhaust."""
     level = [config]
     for _ in range(_MAX_DEPTH):
         yield from (part for part in level if isinstance(part, Mapping))

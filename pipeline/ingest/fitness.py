@@ -57,17 +57,16 @@ def of(kind: str, parameters: int) -> Fitness:
 
 
 def _weights(kind: str, *, prunable: bool, clusterable: bool) -> tuple[str, ...]:
+    """Why a layer with weights is not pruned or clustered; empty where it is both."""
     if kind in _DEPTHWISE:
         return ("pruned and clustered on request only: a depthwise kernel has few weights, and each of them matters",)
     if prunable and clusterable:
         return ()
     if kind in _NORMALIZATION:
         return ("neither pruned nor clustered: its weights fold into the layer before it when converted",)
-    done = (
-        "neither pruned nor clustered"
-        if not prunable and not clusterable
-        else "not clustered"
-        if prunable
-        else "not pruned"
-    )
-    return (f"{done}: TF-MOT has no rule for {kind}",)
+    lacking = {
+        (False, False): "neither pruned nor clustered",
+        (False, True): "not pruned",
+        (True, False): "not clustered",
+    }
+    return (f"{lacking[prunable, clusterable]}: TF-MOT has no rule for {kind}",)

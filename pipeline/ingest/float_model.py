@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 from edgebuild.calibration.checks import InputSpec
 from edgebuild.calibration.samples import LABELS
 from edgebuild.export.errors import ModelError
-from edgebuild.pipeline.ingest.source import Reading
+from edgebuild.pipeline.ingest.source import Reading, settle
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -195,7 +195,7 @@ def _input(name: str, tensor: Any, *, batched: bool) -> InputSpec:
         raise ModelError(
             f"input '{name}' has the dynamic shape {list(tensor.shape)}",
             cause=f"dimension {shape.index(None) + batched} has no fixed size, which a flatbuffer needs",
-            action="save the model with a fixed input shape",
+            action=settle(name, ((1,) if batched else ()) + shape),
         )
     return InputSpec(name=name, shape=shape, dtype=tensor.dtype.name)
 

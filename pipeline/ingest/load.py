@@ -9,7 +9,7 @@ from edgebuild.export.errors import ModelError
 from edgebuild.pipeline.ingest import float_model, frozen_graph, parity, saved_model
 from edgebuild.pipeline.ingest.keras import archive as keras_archive
 from edgebuild.pipeline.ingest.keras import h5 as keras_h5
-from edgebuild.pipeline.ingest.keras import keras2
+from edgebuild.pipeline.ingest.keras import keras2, precision
 from edgebuild.pipeline.ingest.onnx import model as onnx_model
 from edgebuild.pipeline.ingest.source import Options, Reading
 from edgebuild.pipeline.ingest.torch import export as torch_export
@@ -65,7 +65,16 @@ def read(path: Path, options: Options = _PLAIN) -> Reading:
     Raises:
         ModelError: the source is damaged, would run code, or is not functional.
     """
-    return keras2.flat(READERS[source_format(path)](path, options), path)
+    kind = source_format(path)
+    if options.signature and kind != "SavedModel":
+        raise ModelError(
+            f"{path} has no signature '{options.signature}'",
+            cause=f"only a SavedModel has signatures, and this is {kind}",
+            action="leave the signature out",
+        )
+    reading = keras2.flat(READERS[kind](path, options), path)
+    precision.require_float32(reading.model, path)
+    return reading
 
 
 def ingest(path: Path, folder: Path, options: Options = _PLAIN) -> None:

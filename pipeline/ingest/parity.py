@@ -15,7 +15,7 @@ from edgebuild.pipeline.ingest.keras.check import layers_of
 MAX_RELATIVE_ERROR: Final = 1e-4
 _SEED: Final = 20_260_101
 _ROWS: Final = 3  # A graph may hold a batch of two.
-_LARGEST_INTEGER: Final = 127  # Valid in every integer type, and pixels worth the name.
+_LARGEST_INTEGER: Final = 127  # The largest that every integer type holds.
 
 
 def seeded_inputs(model: Any) -> list[NDArray[Any]]:

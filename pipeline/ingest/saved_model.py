@@ -6,16 +6,16 @@ Everything is looked at before anything is loaded: a SavedModel is a program.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 from edgebuild.export.errors import ModelError
 from edgebuild.pipeline.ingest.code_check import reaches_out, refuse_code
-from edgebuild.pipeline.ingest.keras import custom_code
+from edgebuild.pipeline.ingest.graph import functions as graph_functions
+from edgebuild.pipeline.ingest.keras import custom_code, keras2
 from edgebuild.pipeline.ingest.keras.check import loading, require_functional
-from edgebuild.pipeline.ingest.source import Options, Reading, plain
+from edgebuild.pipeline.ingest.source import Options, Reading
 
 _WHOLE: Final = "check that the folder is whole, with its variables/"
 _FUNCTIONAL: Final = ("Functional", "Sequential", "Model")  # "Model" is what TensorFlow 2.2 and older call functional.
@@ -56,7 +56,7 @@ def _read_keras(path: Path, configs: dict[int, Any], options: Options) -> Readin
     with loading(path, "as a Keras SavedModel", _WHOLE):
         own, safe = custom_code.by_short_name(tf_keras, options), not options.trust_code
         model = tf_keras.models.load_model(str(path), own, compile=False, safe_mode=safe)
-    return plain(require_functional(model, path, own=not options.custom))
+    return keras2.settled(require_functional(model, path, own=not options.custom), path, options)
 
 
 def _read_signature_instead(path: Path, proto: Any, options: Options, refused: ModelError) -> Reading:
@@ -140,15 +140,7 @@ def _operators(proto: Any) -> set[str]:
         savers = {node.attr["f"].func.name for node in graph.graph_def.node if node.name in own}
         bodies = [[node for node in graph.graph_def.node if node.name not in own]]
         bodies += [nodes for name, nodes in functions.items() if name not in savers]
-        called = {name for nodes in bodies for name in _calls(nodes)}
+        called = {name for nodes in bodies for name in graph_functions.calls(nodes)}
         bodies += [functions[name] for name in savers & called & functions.keys()]
         kinds |= {node.op for nodes in bodies for node in nodes}
     return kinds
-
-
-def _calls(nodes: Iterable[Any]) -> set[str]:
-    """Names of the functions that nodes call, and old-style calls, where the kind is the function's name."""
-    values = [value for node in nodes for value in node.attr.values()]
-    named = {value.func.name for value in values if value.HasField("func")}
-    listed = {func.name for value in values for func in value.list.func}
-    return named | listed | {node.op for node in nodes}

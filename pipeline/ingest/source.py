@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -56,4 +56,13 @@ def plain(model: Any, notes: tuple[str, ...] = ()) -> Reading:
         inputs=tuple(Port(name=name) for name in model.input_names),
         outputs=tuple(Port(name=name) for name in model.output_names),
         notes=notes,
+    )
+
+
+def settle(name: str, shape: Sequence[int | None] | None) -> str:
+    """What to do about an input of open size; `shape` is whole, with its batch, and None where its rank is unknown."""
+    sizes = ["..."] if shape is None else [str(size or "N") for size in shape]
+    return (
+        f"give --set 'model.input_shapes.{name}=[{', '.join(sizes)}]', or --input-shape '{name}={','.join(sizes)}' to "
+        "init and inspect, with numbers for what is open, batch included"
     )

@@ -35,7 +35,7 @@ def check(graph_def: Any) -> None:
 
 
 def nodes(graph_def: Any) -> Iterator[Any]:
-    """Those of the graph and of all its functions."""
+    """Every node of the graph and of all its functions."""
     yield from graph_def.node
     for function in graph_def.library.function:
         yield from function.node_def

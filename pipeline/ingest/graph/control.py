@@ -1,4 +1,4 @@
-"""Loops and branches of a graph, built anew: TensorFlow knows the gradient of a loop only where it built it itself."""
+"""Loops and branches of a graph, built anew by TensorFlow's own functions: imported ones have no gradients."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any, Final
 import tensorflow as tf
 
 from edgebuild.pipeline.ingest.graph import functions as graph_functions
+from edgebuild.pipeline.ingest.graph.nodes import tensor_name
 from edgebuild.pipeline.ingest.graph.values import decode_attribute, encode_attribute
 
 _LOOPS: Final = frozenset({"While", "StatelessWhile"})
@@ -17,7 +18,10 @@ Bodies = Mapping[str, Any]
 
 
 def build(kind: str, attributes: Mapping[str, Any], operands: Sequence[Any], bodies: Bodies) -> Any:
-    """A loop or a branch in the graph that is being built; `attributes` are plain data, `bodies` functions by name."""
+    """The result of a loop or a branch, in the TensorFlow graph that is current.
+
+    `attributes` are plain data (see `values`), `bodies` the protobuf functions that they name.
+    """
     return (_loop if kind in _LOOPS else _branch)(attributes, operands, bodies)
 
 
@@ -52,22 +56,22 @@ def _branch(attributes: Mapping[str, Any], operands: Sequence[Any], bodies: Bodi
 
 
 def _put(function: Any, operands: Sequence[Any], bodies: Bodies) -> list[Any]:
-    """A function's body in the graph that is being built, and its results."""
+    """Put a function's body into the current graph, and give its results."""
     nodes, results = graph_functions.flat(function, bodies)
     names = [argument.name for argument in function.signature.input_arg]
     known = dict(zip((f"{name}:0" for name in names), operands, strict=True))
     plain = [node for node in nodes if not _is_call(node, bodies)]
     if len(plain) == len(nodes):
-        _import(nodes, known, [_tensor(result) for result in results])
+        _import(nodes, known, [tensor_name(result) for result in results])
     else:
         _put_one_by_one(nodes, known, bodies)
-    return [known[_tensor(result)] for result in results]
+    return [known[tensor_name(result)] for result in results]
 
 
 def _put_one_by_one(nodes: Sequence[Any], known: dict[str, Any], bodies: Bodies) -> None:
     waiting = list(nodes)
     while waiting:
-        ready = [node for node in waiting if all(_tensor(each) in known for each in node.input)]
+        ready = [node for node in waiting if all(tensor_name(each) in known for each in node.input)]
         if not ready:
             raise ValueError(f"a function of the graph runs in a circle at {waiting[0].name}")
         for node in ready:
@@ -77,7 +81,7 @@ def _put_one_by_one(nodes: Sequence[Any], known: dict[str, Any], bodies: Bodies)
 
 
 def _put_node(node: Any, known: dict[str, Any], bodies: Bodies) -> None:
-    operands = [known[_tensor(each)] for each in node.input]
+    operands = [known[tensor_name(each)] for each in node.input]
     if node.op in WITH_FUNCTIONS:
         found = build(node.op, {key: encode_attribute(value) for key, value in node.attr.items()}, operands, bodies)
     elif _is_call(node, bodies):
@@ -93,7 +97,7 @@ def _import(nodes: Sequence[Any], known: dict[str, Any], wanted: Sequence[str]) 
     """Plain operators; those of `wanted` are put into `known`, and all tensors of a lone operator are given back."""
     from tensorflow.core.framework import graph_pb2
 
-    used = {_tensor(each) for node in nodes for each in node.input}
+    used = {tensor_name(each) for node in nodes for each in node.input}
     places = {name: tensor for name, tensor in known.items() if name in used}
     inner = [name for name in dict.fromkeys(wanted) if name not in known]
     lone = [] if wanted else [nodes[0].name]
@@ -105,7 +109,3 @@ def _import(nodes: Sequence[Any], known: dict[str, Any], wanted: Sequence[str]) 
 
 def _is_call(node: Any, bodies: Bodies) -> bool:
     return node.op in WITH_FUNCTIONS or node.op in graph_functions.CALLS or node.op in bodies
-
-
-def _tensor(reference: str) -> str:
-    return reference if ":" in reference else f"{reference}:0"

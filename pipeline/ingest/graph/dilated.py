@@ -1,4 +1,4 @@
-"""SpaceToBatch, convolution, BatchToSpace: how TensorFlow writes a dilated convolution over images or lines."""
+"""SpaceToBatch, convolution, BatchToSpace: how TensorFlow writes a dilated convolution over images or sequences."""
 
 from __future__ import annotations
 
@@ -16,7 +16,11 @@ _RESHAPES: Final = frozenset({"ExpandDims", "Squeeze", "Reshape"})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Found:
-    """`unfolded` and `folded` give a line's convolution its image of height one, and take it away; None for images."""
+    """The operators of a dilated convolution.
+
+    One over lines (1-D) is written as one over images of height one: `unfolded` makes these, `folded` undoes it. Both
+    are None for images.
+    """
 
     outer: Node
     unfolded: Node | None

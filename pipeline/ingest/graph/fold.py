@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from edgebuild.pipeline.ingest.graph.nodes import SCALING, Graph, Node, constant_and_other, product
 from edgebuild.pipeline.ingest.graph.patterns import DENSE, PATTERNS, TRANSPOSED
+from edgebuild.pipeline.ingest.graph.pooling import without_lowest
 
 # Where the weights stand among the inputs, and which of their axes are the output's channels.
 _CHANNEL_AXES: Final[dict[str, tuple[int, tuple[int, ...]]]] = {
@@ -33,7 +34,7 @@ def fold(graph: Graph) -> None:
     Kinds that result beside TensorFlow's own: `DENSE` (input, `[in, out]` kernel), `TRANSPOSED` (input, kernel),
     `PRELU` (input, slope) and `LAYER_NORM` (input, gamma, beta). A third input of a weighted operator is its bias.
     """
-    for rule in (_neutral, *PATTERNS, _per_channel):
+    for rule in (_neutral, without_lowest, *PATTERNS, _per_channel):
         graph.drop_dead()
         for name in list(graph.nodes):
             if name in graph.nodes:

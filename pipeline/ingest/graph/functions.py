@@ -1,22 +1,25 @@
-"""The functions that a loop, a branch or a call needs, under names that say nothing of the process that made them."""
+"""The functions that a graph's loops, branches and calls name: inlined, or kept under names that equal graphs share."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from hashlib import sha256
 from typing import Any, Final
 
 from edgebuild.export.errors import ModelError
 
 CALLS: Final = frozenset({"PartitionedCall", "StatefulPartitionedCall"})
-_DIGEST: Final = 16
-_DEEPEST: Final = 64
+_DIGEST: Final = 16  # Hexadecimal digits.
+_DEEPEST: Final = 64  # Calls inside calls.
 _MOST_NODES: Final = 200_000  # Networks of thousands of layers have tens of thousands.
 _OF_THE_PROCESS: Final = ("api_implements", "api_preferred_device")
 
 
 def reached(given: Mapping[str, Any], library: Any) -> tuple[bytes, Mapping[str, Any]]:
-    """The functions that a node's attributes reach, as a serialized library, and the attributes by their new names.
+    """The functions that a node's attributes reach, as a serialized library, and the attributes with their new names.
+
+    TensorFlow numbers functions by what its process did before. Here they are named by order and content, so that equal
+    models give equal bytes.
 
     Raises:
         ModelError: one is missing.
@@ -143,7 +146,7 @@ def inlined(graph_def: Any) -> Any:
     return found
 
 
-def calls(nodes: Iterable[Any]) -> set[str]:
+def calls(nodes: Collection[Any]) -> set[str]:
     """Names of the functions that nodes call, and old-style calls, where the kind is the function's name."""
     values = [value for node in nodes for value in node.attr.values()]
     named = {value.func.name for value in values if value.HasField("func")}

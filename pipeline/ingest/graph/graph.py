@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Final
 
 import tf_keras
 
@@ -12,6 +12,8 @@ from edgebuild.export.errors import ModelError
 from edgebuild.pipeline.ingest.graph import names as graph_names
 from edgebuild.pipeline.ingest.graph import proof as graph_proof
 from edgebuild.pipeline.ingest.graph.replay import Replay
+
+_BRANCHES: Final = frozenset({"Case", "If", "StatelessCase", "StatelessIf", "Switch"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +66,8 @@ def lift(graph_def: Any, inputs: Sequence[GraphInput], outputs: Sequence[GraphOu
     if not all(given.shape and given.shape[0] in (None, 1) for given in inputs):
         return _lifted(graph_def, fixed, outputs, rows=False)
     own = all(given.shape[0] is None for given in inputs if given.shape)
+    if not own and _branches(graph_def):
+        return _lifted(graph_def, fixed, outputs, rows=False)  # Several samples would all take the same branch.
     free = [replace(given, shape=_with_batch(given.shape, None)) for given in inputs]
     try:
         return _lifted(graph_def, free, outputs, rows=not own)
@@ -72,6 +76,12 @@ def lift(graph_def: Any, inputs: Sequence[GraphInput], outputs: Sequence[GraphOu
             return _lifted(graph_def, fixed, outputs, rows=False)  # It holds sizes that only fit a batch of one.
         except ModelError as second:
             raise (first if own else second) from None
+
+
+def _branches(graph_def: Any) -> bool:
+    """Whether what is computed may depend on values: on seeded data, all samples may happen to take one branch."""
+    bodies = [graph_def.node, *(function.node_def for function in graph_def.library.function)]
+    return any(node.op in _BRANCHES for body in bodies for node in body)
 
 
 def _with_batch(shape: tuple[int | None, ...] | None, batch: int | None) -> tuple[int | None, ...]:
@@ -101,6 +111,8 @@ def _lifted(graph_def: Any, inputs: Sequence[GraphInput], outputs: Sequence[Grap
     ends = _own_ends(results, tensors, outputs)
     model = tf_keras.Model(tensors, ends, name="model")
     graph_proof.require_equal(graph_def, model, feeds, replay.tensors, fetches, rows=rows)
+    if not all(end.shape.is_fully_defined() for end in ends):
+        graph_proof.require_fixed_sizes(model, [wanted.name for wanted in outputs])
     return model
 
 

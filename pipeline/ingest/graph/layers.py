@@ -44,10 +44,15 @@ def definition(kind: str) -> Any:
 class Operator(tf_keras.layers.Layer):  # type: ignore[misc]
     """One TensorFlow operator as a layer.
 
-    `operands` are the operator's arguments in order: a number n is the n-th tensor the layer is called with, `weight`
-    the n-th weight, and `value` a constant that the operator needs as such; with `batch` n, its -1 is the n-th
-    tensor's first size, as soon as that is known. `weights` are shapes and types.
-    `functions` is the library of what a loop or a branch calls, as base64 text; empty for all else.
+    `operands` are the operator's arguments in order, each one of:
+
+    - a number n: the n-th tensor that the layer is called with;
+    - `{"weight": n}`: the layer's n-th weight;
+    - `{"value": ..., "shape": ..., "dtype": ...}`: a constant that the operator needs as such. With `"batch": n` it is
+      a shape, whose -1 stands for the first size of the n-th tensor, where that is known.
+
+    `constants` are shape, dtype and `trainable` of each weight. `functions` is the serialized library of functions that
+    a loop or a branch calls, as base64 text, and empty for all other operators.
     """
 
     def __init__(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Final
 
 _UNSAFE: Final = re.compile(r"[^A-Za-z0-9_.-]+")
@@ -17,14 +17,14 @@ def safe(name: str) -> str:
 
 
 def unique(names: Sequence[str]) -> list[str]:
-    """The names, numbered where they come again."""
-    found: list[str] = []
+    """The names, with a number behind each that came before."""
+    found: dict[str, None] = {}
     for name in names:
-        found.append(numbered(name, set(found)))
-    return found
+        found[numbered(name, found)] = None
+    return list(found)
 
 
-def numbered(name: str, taken: set[str]) -> str:
+def numbered(name: str, taken: Container[str]) -> str:
     """The name, with the first number that is free where it is taken."""
     found, number = name, 1
     while found in taken:

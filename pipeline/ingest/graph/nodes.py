@@ -1,4 +1,4 @@
-"""A frozen TensorFlow graph as what matters of it: operators in order, constants as arrays, shapes."""
+"""A frozen TensorFlow graph, reduced to what folding and replaying need: operators, constants as arrays, shapes."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ class Node:
 class Graph:
     """Operators from inputs to outputs. Not frozen: folding rewrites it in place, and nobody else holds it then.
 
-    `shapes` and `types` are by tensor name; a shape is None where even its rank is unknown. `meanings` tells what
-    tensor of the source one equals after folding, where that is another or, if empty, none.
+    `shapes` and `types` are by tensor name; a shape is None where even its rank is unknown. Folding changes what a
+    tensor holds: `meanings` then names the tensor of the source graph that it equals now, or is empty where none does.
     """
 
     nodes: dict[str, Node]
@@ -160,9 +160,16 @@ def _data_inputs(node: Any) -> list[str]:
 
 
 def _final(tensor: str, tensors: Mapping[str, str]) -> str:
+    """Where a chain of redirections ends."""
     while tensor in tensors:
         tensor = tensors[tensor]
     return tensor
+
+
+def first_line(error: Exception) -> str:
+    """The first words of an error of TensorFlow's, which may fill pages; its class where it has none."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__)[:300]
 
 
 def product(sizes: Sequence[int | None]) -> int | None:

@@ -42,6 +42,7 @@ def _transposed(graph: Graph, node: Node) -> None:
 
 
 def _dense(graph: Graph, node: Node) -> None:
+    """A product with a constant matrix; axes of size 1 before it broadcast, and are dropped."""
     if node.kind not in ("MatMul", "BatchMatMul", "BatchMatMulV2") or node.inputs[1] not in graph.constants:
         return
     left, right = ("transpose_a", "transpose_b") if node.kind == "MatMul" else ("adj_x", "adj_y")
@@ -133,7 +134,10 @@ def _in_order(graph: Graph, last: str) -> None:
 
 
 def _layer_normalization(graph: Graph, node: Node) -> None:
-    """tf_keras's own: rows as channels of a batch normalization that trains, between two reshapes; then gamma, beta."""
+    """As tf_keras writes it: the rows are the channels of a training batch normalization, between two reshapes.
+
+    Multiplying by gamma and adding beta follow.
+    """
     if node.kind not in ("Add", "AddV2"):
         return
     beta, scaled = constant_and_other(graph, node)
@@ -165,7 +169,7 @@ def _all(graph: Graph, tensor: str, value: float) -> bool:
 
 
 def _prelu(graph: Graph, node: Node) -> None:
-    """relu(x) + slope * relu(-x), with the slope's sign turned."""
+    """`relu(x) + s * relu(-x)`, as Keras writes it, is a PReLU with the slope -s."""
     if node.kind not in ("Add", "AddV2") or node.inputs[0] in graph.constants or node.inputs[1] in graph.constants:
         return
     for positive, scaled in (node.inputs, node.inputs[::-1]):

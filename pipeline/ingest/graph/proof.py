@@ -12,17 +12,18 @@ from numpy.typing import NDArray
 
 from edgebuild.export.errors import ModelError
 from edgebuild.pipeline.ingest import parity
-from edgebuild.pipeline.ingest.graph.nodes import pruned, tensor_name
+from edgebuild.pipeline.ingest.graph.nodes import first_line, pruned, tensor_name
 
 Arrays = Sequence[NDArray[Any]]
-LONGEST_RUN_S = 120.0  # A model for a small device takes milliseconds.
+LONGEST_RUN_S: Final = 120.0  # A model for a small device takes milliseconds.
+# What TensorFlow raises on a graph of somebody else's; its errors have no common base.
 _TENSORFLOW_RAISES: Final = (tf.errors.OpError, ValueError, TypeError, RuntimeError, KeyError)
 
 
 def run(graph_def: Any, feeds: Sequence[str], fetches: Sequence[str], arrays: Arrays) -> list[NDArray[Any]]:
     """What the graph itself gives for arrays in the order of `feeds`.
 
-    Convolutions over channels first do not run on every processor as they are, but compiled by XLA they do.
+    TensorFlow's own CPU kernels lack convolutions with channels first; compiled by XLA such a graph runs.
 
     Raises:
         ModelError: it does not run on them, or not to an end.
@@ -71,10 +72,34 @@ def require_equal(
     )
 
 
+def require_fixed_sizes(model: Any, names: Sequence[str]) -> None:
+    """Hold every output to as many rows as its inputs have, and to one size whatever the values.
+
+    Raises:
+        ModelError: an output's size depends on values; names it.
+    """
+    free = all(tensor.shape.rank and tensor.shape[0] is None for tensor in model.inputs)
+    try:
+        arrays = parity.seeded_inputs(model)
+        first, other = (parity.outputs(model, data) for data in (arrays, [np.zeros_like(array) for array in arrays]))
+    except tf.errors.OpError:
+        return  # It does not take zeros, so there is nothing to compare with.
+    for name, one, another in zip(names, first, other, strict=True):
+        if one.shape != another.shape or (free and len(one) != len(arrays[0])):
+            raise ModelError(
+                f"the size of output '{name}' depends on values",
+                cause="a flatbuffer's sizes are fixed",
+                action="export the model with a fixed number of results, such as the best k, or without that output",
+            )
+
+
 def _seeded(
     graph_def: Any, model: Any, feeds: Sequence[str], fetches: Sequence[str], *, rows: bool
 ) -> tuple[Arrays, Arrays]:
-    """Data that the graph takes, and what it gives; the model itself is not run before that is known to end."""
+    """Data that the graph takes, and what it gives for it.
+
+    The model itself is not run here: it has the graph's loops, and only the graph's run has a limit of time.
+    """
     shell = tf_keras.Model(model.inputs, [tf_keras.layers.Activation("linear")(tensor) for tensor in model.inputs])
     arrays = parity.seeded_inputs(shell)
     sizes = [layer.input_dim for layer in model.layers if isinstance(layer, tf_keras.layers.Embedding)]
@@ -89,7 +114,7 @@ def _seeded(
 def _tried(
     graph_def: Any, feeds: Sequence[str], fetches: Sequence[str], arrays: Arrays, *, rows: bool
 ) -> list[NDArray[Any]] | None:
-    """What the graph gives, or None where it refuses the numbers: those that are looked up somewhere have a limit."""
+    """What the graph gives, or None where it refuses the data: its whole numbers may be indices, and too large."""
     try:
         return _wanted(graph_def, feeds, fetches, arrays, rows=rows)
     except ModelError as e:
@@ -99,6 +124,7 @@ def _tried(
 
 
 def _below(arrays: Arrays, limit: int) -> Arrays:
+    """The arrays, whole numbers below the limit."""
     return [array % limit if array.dtype.kind in "iu" else array for array in arrays]
 
 
@@ -163,9 +189,8 @@ def _imported(graph_def: Any, given: Mapping[str, Any], fetches: Sequence[str]) 
 
 
 def _does_not_run(error: Exception, what: str = "TensorFlow can't run the graph") -> ModelError:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return ModelError(
         f"{what}, so the two can't be compared",
-        cause=(lines[0] if lines else type(error).__name__)[:300],
+        cause=first_line(error),
         action="check that the model runs where it was exported, and export it again",
     )

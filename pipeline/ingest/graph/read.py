@@ -17,15 +17,16 @@ from edgebuild.export.errors import ModelError
 from edgebuild.pipeline.ingest.graph import functions as graph_functions
 from edgebuild.pipeline.ingest.graph import shapes as graph_shapes
 from edgebuild.pipeline.ingest.graph.check import check
-from edgebuild.pipeline.ingest.graph.nodes import Graph, Node, content_name, pruned, tensor_name
+from edgebuild.pipeline.ingest.graph.nodes import Graph, Node, content_name, first_line, pruned, tensor_name
 
+# Operators that give what they are given.
 _SAME: Final = frozenset(
     "Identity IdentityN StopGradient PreventGradient CheckNumerics Snapshot EnsureShape PlaceholderWithDefault "  # noqa: SIM905 - shorter
     "ReadVariableOp DebugIdentity".split()
 )
 _LARGEST_FOLDED: Final = 2**26  # Elements of one tensor that constants alone decide; 256 MiB as float32.
 _LARGEST: Final = 2**28  # Elements of any tensor: 1 GiB of float32, a hundred times what a device holds.
-_BATCHES: Final = (5, 7)
+_BATCHES: Final = (5, 7)  # Two sizes that a model hardly has itself; see `_shapes`.
 _SMALL: Final = 8  # Elements up to which a constant is no weight.
 _ROUNDS: Final = 20  # Each settles shapes that hang on those of the round before.
 
@@ -123,7 +124,7 @@ def imported(graph_def: Any, feeds: Mapping[str, Any]) -> Any:
         except (ValueError, TypeError, KeyError, tf.errors.OpError) as e:
             raise ModelError(
                 "TensorFlow refuses the graph",
-                cause=str(e).strip().splitlines()[0][:300] if str(e).strip() else type(e).__name__,
+                cause=first_line(e),
                 action="export the model again; if it is whole, its operators may be of a newer TensorFlow",
             ) from e
     graph.feeds = places
@@ -137,22 +138,10 @@ def _placeholder(spec: Any) -> Any:
 
 
 def _evaluated(graph: Any) -> dict[str, NDArray[Any]]:
-    """What constants alone decide, where somebody else uses it."""
+    """The values of tensors that constants alone decide, where they are used by what depends on the inputs."""
     import tensorflow as tf
 
-    constant: set[str] = set()
-    budget = 4.0 * _LARGEST_FOLDED
-    for op in graph.get_operations():
-        size = sum(_size(tensor) for tensor in op.outputs)
-        if op.type == "Const" or (_foldable(op, constant) and size <= min(budget, _LARGEST_FOLDED)):
-            budget -= 0 if op.type == "Const" else size
-            constant.update(tensor.name for tensor in op.outputs)
-    frontier = [tensor for tensor in _all_tensors(graph) if tensor.name in constant and tensor.op.type != "Const"]
-    wanted = [
-        tensor
-        for tensor in frontier
-        if any(not _within(user, constant) for user in tensor.consumers()) or not tensor.consumers()
-    ]
+    wanted = _frontier(graph, _decided_by_constants(graph))
     if not wanted:
         return {}
     options = tf.compat.v1.ConfigProto()
@@ -169,11 +158,34 @@ def _evaluated(graph: Any) -> dict[str, NDArray[Any]]:
     return {tensor.name: np.asarray(value) for tensor, value in zip(wanted, values, strict=True)}
 
 
+def _decided_by_constants(graph: Any) -> set[str]:
+    """Names of constants and of what follows from them alone, as far as the limits of size go."""
+    constant: set[str] = set()
+    budget = 4.0 * _LARGEST_FOLDED
+    for op in graph.get_operations():
+        size = sum(_size(tensor) for tensor in op.outputs)
+        if op.type == "Const" or (_foldable(op, constant) and size <= min(budget, _LARGEST_FOLDED)):
+            budget -= 0 if op.type == "Const" else size
+            constant.update(tensor.name for tensor in op.outputs)
+    return constant
+
+
+def _frontier(graph: Any, constant: set[str]) -> list[Any]:
+    """Computed constants that an operator outside them uses, or nobody, which are results."""
+    computed = [tensor for tensor in _all_tensors(graph) if tensor.name in constant and tensor.op.type != "Const"]
+    return [
+        tensor
+        for tensor in computed
+        if any(not _within(user, constant) for user in tensor.consumers()) or not tensor.consumers()
+    ]
+
+
 def _all_tensors(graph: Any) -> Iterable[Any]:
     return (tensor for op in graph.get_operations() for tensor in op.outputs)
 
 
 def _within(op: Any, constant: set[str]) -> bool:
+    """Whether constants decide all that an operator gives."""
     return bool(op.outputs) and all(tensor.name in constant for tensor in op.outputs)
 
 
@@ -232,6 +244,7 @@ def _with_constants(graph_def: Any, values: Mapping[str, NDArray[Any]], targets:
 
 
 def _graph(graph: Any, fetches: Sequence[str], constants: dict[str, NDArray[Any]], library: Any) -> Graph:
+    """A `tf.Graph` as a `Graph`: feeds under their own names, operators that change nothing left out."""
     names = {place.name: feed for feed, place in graph.feeds.items()}
     nodes: dict[str, Node] = {}
     same: dict[str, str] = {}

@@ -1,17 +1,17 @@
-"""From a graph's inputs and outputs to what a reader gives back: sizes settled, batch found, names kept."""
+"""From a frozen graph to what a reader gives back: open sizes fixed, the batch found, names kept."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from edgebuild.export.errors import ModelError
 from edgebuild.pipeline.ingest.graph.graph import GraphInput, GraphOutput, lift
-from edgebuild.pipeline.ingest.source import Port, Reading
+from edgebuild.pipeline.ingest.source import Port, Reading, settle
 
-_WHOLE: str = "its first axis is no batch, or only fits one sample: a sample is a whole input"
+_WHOLE: Final = "its first axis is no batch, or only fits one sample: a sample is a whole input"
 
 
 def sized(inputs: Sequence[GraphInput], shapes: Mapping[str, tuple[int, ...]], path: Path) -> list[GraphInput]:
@@ -62,12 +62,10 @@ def _sized(given: GraphInput, shape: tuple[int, ...] | None, path: Path) -> Grap
         return replace(given, shape=tuple(shape))
     if given.shape is None or None in given.shape[1:]:
         axis = "its rank is unknown" if given.shape is None else f"axis {given.shape.index(None, 1)} has no fixed size"
-        example = [1, *(size or "N" for size in (given.shape or ())[1:])] if given.shape else ["..."]
         raise ModelError(
             f"{path}: input '{given.name}' has the dynamic shape {_shown(given.shape)}",
             cause=f"{axis}, which a flatbuffer needs",
-            action=f"give --set 'model.input_shapes.{given.name}=[{', '.join(map(str, example))}]' with numbers "
-            "for what is open, batch included",
+            action=settle(given.name, given.shape and (given.shape[0] or 1, *given.shape[1:])),
         )
     return given
 

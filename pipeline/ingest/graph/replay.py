@@ -1,4 +1,4 @@
-"""One graph on its way to layers: each operator by its rule, or as itself."""
+"""A graph replayed onto Keras tensors, operator by operator: each by its rule, or as an `Operator` layer."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from edgebuild.pipeline.ingest.graph.values import encode_attribute, encode_valu
 _IN_CONFIGURATION: Final = 1  # Elements up to which a float constant is a setting rather than learned.
 _INTEGERS_IN_CONFIGURATION: Final = 4096
 _CAUSE_LENGTH: Final = 300
+# What layers raise on inputs that do not fit them; the errors have no common base.
 _KERAS_RAISES: Final = (
     ArithmeticError,
     AttributeError,
@@ -40,12 +41,13 @@ _LAST_TO_FIRST: Final = (3, 1, 2)
 
 
 class Replay:
-    """One graph on its way to layers: which Keras tensor each tensor of the graph has become.
+    """Knows which Keras tensor each tensor of a graph has become; rules ask it for their inputs.
 
-    A tensor may be held with its channels last while the graph has them first; it is turned when somebody asks.
+    Where the graph has images with channels first, Keras's layers compute with channels last, and the tensor they give
+    is kept that way (`last`). It is transposed to the graph's own order (`tensor`) only when an operator asks for that.
     """
 
-    DONE: Final = object()  # What a rule returns that has put its result itself.
+    DONE: Final = object()  # What a rule returns that has kept its result itself, by `put_last`.
 
     def __init__(self, graph_def: Any, feeds: Mapping[str, Any], prefix: str = "") -> None:
         """Feeds are Keras tensors by the name of the graph's tensor."""
@@ -117,11 +119,11 @@ class Replay:
         return self._last[name]
 
     def all_last(self, names: Sequence[str]) -> bool:
-        """Whether all tensors are held with their channels last, other than in the graph."""
+        """Whether all tensors are kept with channels last, where the graph has them first."""
         return all(name in self._last for name in names)
 
     def put_last(self, name: str, tensor: Any) -> None:
-        """Hold a result with its channels last, other than in the graph."""
+        """Keep a result with channels last, where the graph has them first."""
         self._last[name] = tensor
 
     def channels_last(self, node: Node, place: int) -> Any:
@@ -150,9 +152,8 @@ class Replay:
         try:
             self._play(node)
         except _KERAS_RAISES as e:
-            told = str(e).partition("Call arguments received")[
-                0
-            ]  # Keras puts code before the message, and data behind.
+            # Keras puts its code before the message, and the call's arguments behind it.
+            told, _, _ = str(e).partition("Call arguments received")
             lines = [line.strip() for line in told.splitlines() if line.strip()]
             raise ModelError(
                 f"'{node.name}', a {node.kind.rpartition('.')[2]}, can't be made a layer",
@@ -175,7 +176,10 @@ class Replay:
             self._tensors[node.output] = found
 
     def _pointwise_last(self, node: Node) -> bool:
-        """Whether the operator could be done on channels-last tensors, and was."""
+        """Replay the operator on tensors kept with channels last; returns whether that could be done.
+
+        Its rule asks for `tensor`, so the kept tensors stand in for the graph's own while it runs.
+        """
         if not self.all_last(node.inputs) or any(name in self._tensors for name in node.inputs):
             return False
         if len({self.graph.shapes[name] for name in node.inputs}) != 1:

@@ -16,9 +16,8 @@ if TYPE_CHECKING:
     from edgebuild.pipeline.ingest.graph.replay import Replay
 
 layers = tf_keras.layers
-_LEAST_EPSILON: Final = (
-    1.001e-5  # TensorFlow takes no less from Keras's layer; what a graph has less goes to the variance.
-)
+# The least that the operator behind Keras's layer takes; what a graph's epsilon is below it, the variance loses.
+_LEAST_EPSILON: Final = 1.001e-5
 
 
 def convolution(node: Node, at: Replay) -> Any:

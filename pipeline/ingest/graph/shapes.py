@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 _Values = NDArray[np.float64]
-_LARGEST: Final = 64  # Numbers in a tensor that still is a shape, or made of some.
+_LARGEST: Final = 64  # Numbers in a tensor that may still be a shape, or several.
 _LARGEST_SIZE: Final = 2**31 - 1  # Above it 32-bit arithmetic wraps, which this does not follow.
 
 

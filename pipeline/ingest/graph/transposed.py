@@ -38,21 +38,14 @@ def plan(
     axes = (2, 3) if first else (1, 2)
     if any(size != 1 for size in dilations):
         return None
-    padding = attributes["padding"].s.decode().lower()
-    explicit = list(attributes["explicit_paddings"].list.i) if padding == "explicit" else [0] * 8
-    crops = tuple((int(explicit[2 * axis]), int(explicit[2 * axis + 1])) for axis in axes)
-    padding = "valid" if padding == "explicit" else padding
+    padding, crops = _padding(attributes, axes)
     steps = tuple(int(strides[axis]) for axis in axes)
     ends = [
         (before[axis] or 0, size, step, (after[axis] or 0) + sum(crop))
         for axis, size, step, crop in zip(axes, kernel[:2], steps, crops, strict=True)
     ]
     if any(_forward(wanted, width, step, padding) != size for size, width, step, wanted in ends):
-        raise ModelError(
-            f"a transposed convolution of the graph can't give {list(after)} from {list(before)}",
-            cause="its strides, padding and sizes contradict each other, on which TensorFlow would crash",
-            action="export the model again",
-        )
+        raise _contradictory(before, after)
     natural = all(wanted == _natural(size, width, step, padding) for size, width, step, wanted in ends)
     extra = tuple(wanted - _least(size, width, step, padding) for size, width, step, wanted in ends)
     if not natural and any(not 0 <= more < step for more, step in zip(extra, steps, strict=True)):
@@ -62,6 +55,23 @@ def plan(
         strides=(steps[0], steps[1]),
         output_padding=None if natural else (extra[0], extra[1]),
         crops=(crops[0], crops[1]),
+    )
+
+
+def _padding(attributes: Mapping[str, Any], axes: Sequence[int]) -> tuple[str, tuple[tuple[int, int], ...]]:
+    """The layer's padding, and what to crop in its stead where the graph's is explicit."""
+    padding = attributes["padding"].s.decode().lower()
+    if padding != "explicit":
+        return padding, ((0, 0),) * len(axes)
+    sizes = list(attributes["explicit_paddings"].list.i)
+    return "valid", tuple((int(sizes[2 * axis]), int(sizes[2 * axis + 1])) for axis in axes)
+
+
+def _contradictory(before: Sequence[int | None], after: Sequence[int | None]) -> ModelError:
+    return ModelError(
+        f"a transposed convolution of the graph can't give {list(after)} from {list(before)}",
+        cause="its strides, padding and sizes contradict each other, on which TensorFlow would crash",
+        action="export the model again",
     )
 
 

@@ -51,7 +51,7 @@ def decode_attribute(value: Any, kind: str) -> Any:
 
 
 def encode_value(array: NDArray[Any]) -> dict[str, Any]:
-    """A small constant as plain data."""
+    """A small constant as plain data: its type, shape and flat values."""
     values = array.ravel().tolist()
     if array.dtype == object:
         return {"dtype": "string", "shape": list(array.shape), "value": [_text(value) for value in values]}
@@ -59,7 +59,7 @@ def encode_value(array: NDArray[Any]) -> dict[str, Any]:
 
 
 def decode_value(value: dict[str, Any]) -> Any:
-    """A constant again, as a tensor."""
+    """The constant that `encode_value` wrote, as a tensor."""
     import tensorflow as tf
 
     flat = (

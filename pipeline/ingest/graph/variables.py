@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from edgebuild.export.errors import ModelError
 from edgebuild.pipeline.ingest.graph import functions as graph_functions
 from edgebuild.pipeline.ingest.graph.check import check
-from edgebuild.pipeline.ingest.graph.nodes import pruned, tensor_name
+from edgebuild.pipeline.ingest.graph.nodes import first_line, pruned, tensor_name
 
 _HANDLES: Final = frozenset({"VarHandleOp", "VariableV2", "Variable"})
 _ASSIGNMENTS: Final = frozenset({"AssignVariableOp", "Assign"})
@@ -79,7 +79,7 @@ def _reader(prefix: Path, path: Path) -> Any:
     try:
         return tf.train.load_checkpoint(str(prefix))
     except (tf.errors.OpError, LookupError, RuntimeError, TypeError, ValueError) as e:
-        raise _unfit(path, _first_line(e)) from e
+        raise _unfit(path, first_line(e)) from e
 
 
 def _value(reader: Any, key: str, path: Path) -> NDArray[Any]:
@@ -88,7 +88,7 @@ def _value(reader: Any, key: str, path: Path) -> NDArray[Any]:
     try:
         return np.asarray(reader.get_tensor(key))
     except (tf.errors.OpError, LookupError, RuntimeError, TypeError, ValueError) as e:
-        raise _unfit(path, _first_line(e)) from e
+        raise _unfit(path, first_line(e)) from e
 
 
 def _check_shape(path: Path, name: str, node: Any, shape: Sequence[int], held: int) -> None:
@@ -168,7 +168,7 @@ def _with_values(graph_def: Any, values: Mapping[str, NDArray[Any]]) -> Any:
     except (ValueError, KeyError, IndexError, TypeError, AttributeError) as e:
         raise ModelError(
             "the graph uses its variables in a way that can't be frozen",
-            cause=f"{type(e).__name__}: {_first_line(e)}",
+            cause=f"{type(e).__name__}: {first_line(e)}",
             action="export the model with variables that are only read",
         ) from e
     return found
@@ -204,8 +204,3 @@ def _unfit(path: Path, cause: str) -> ModelError:
         cause=cause,
         action="check that the folder is whole, with its variables/",
     )
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__)[:300]

@@ -11,12 +11,13 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Literal, TypeAlias
 
 from edgebuild.export.errors import ModelError
+from edgebuild.pipeline.ingest.graph.names import numbered
 from edgebuild.pipeline.ingest.keras import trace as keras_trace
 from edgebuild.pipeline.ingest.keras import unroll as keras_unroll
-from edgebuild.pipeline.ingest.keras.program import Call, Fold, Program, Unfold, Value, replaced, unique, values_in
+from edgebuild.pipeline.ingest.keras.program import Call, Fold, Program, Unfold, Value, replaced, values_in
 
 _SHOWN: Final = 5
-Masks: TypeAlias = Literal["carried", "given"]
+Masks: TypeAlias = Literal["carried", "given"]  # By tf_keras along its own tensors, or as the source's arguments say.
 
 
 class NoEqualError(Exception):
@@ -72,6 +73,12 @@ def build(program: Program, language: Language, name: str, masks: Masks = "carri
 
 @dataclass(slots=True)
 class _Builder:
+    """Builds one flat model, call by call.
+
+    `_pending` are operations outside layers that nothing has needed yet, with their order; `_equals` tf_keras layers by
+    the ids of the source's; `_reasons` why a layer or operation was traced; `_loops` notes on loops that stayed.
+    """
+
     language: Language
     program: Program
     masks: Masks
@@ -81,7 +88,7 @@ class _Builder:
     _equals: dict[int, Any] = field(default_factory=dict)
     _traced: keras_trace.Tracer = field(init=False)
     _reasons: dict[int, tuple[Call, str]] = field(default_factory=dict)
-    _names: list[str] = field(default_factory=list)
+    _names: set[str] = field(default_factory=set)
     _loops: list[str] = field(default_factory=list)
     _name_of: dict[int, str] = field(default_factory=dict)
 
@@ -212,8 +219,9 @@ class _Builder:
         return self._name_of[id(call.layer)]
 
     def _unique(self, name: str) -> str:
-        self._names = unique([*self._names, name])
-        return self._names[-1]
+        found = numbered(name, self._names)
+        self._names.add(found)
+        return found
 
 
 def _reshaped(operation: Fold | Unfold, name: str, x: Any) -> Any:

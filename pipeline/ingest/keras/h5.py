@@ -9,9 +9,9 @@ from typing import Any, Final
 
 from edgebuild.export.errors import ModelError
 from edgebuild.pipeline.ingest.code_check import refuse_code
-from edgebuild.pipeline.ingest.keras import custom_code, hdf5_check, weight_limit
+from edgebuild.pipeline.ingest.keras import custom_code, hdf5_check, keras2, weight_limit
 from edgebuild.pipeline.ingest.keras.check import loading, require_functional
-from edgebuild.pipeline.ingest.source import Options, Reading, plain
+from edgebuild.pipeline.ingest.source import Options, Reading
 
 _KERAS_3: Final = 3
 
@@ -44,7 +44,7 @@ def read_keras(path: Path, version: str, held: int, options: Options) -> Reading
     with loading(path, what, action), weight_limit.at_most(held, path):
         own, safe = custom_code.by_short_name(tf_keras, options), not options.trust_code
         model = tf_keras.models.load_model(str(path), own, compile=False, safe_mode=safe)
-    return plain(require_functional(model, path, own=False))
+    return keras2.settled(require_functional(model, path, own=False), path, options)
 
 
 def _looked_over(path: Path) -> tuple[str, Any, int]:

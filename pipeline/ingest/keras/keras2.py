@@ -9,14 +9,15 @@ from typing import Any
 
 from edgebuild.pipeline.ingest import float_model
 from edgebuild.pipeline.ingest.keras import flat as keras_flat
+from edgebuild.pipeline.ingest.keras import precision, sizes
 from edgebuild.pipeline.ingest.keras import proof as keras_proof
-from edgebuild.pipeline.ingest.keras.check import is_own
+from edgebuild.pipeline.ingest.keras.check import is_own, layers_of
 from edgebuild.pipeline.ingest.keras.custom_code import names_own
 from edgebuild.pipeline.ingest.keras.flat import Language, NoEqualError
 from edgebuild.pipeline.ingest.keras.keras2_graph import graph_of, is_functional
-from edgebuild.pipeline.ingest.keras.program import require_bounded, written_out
+from edgebuild.pipeline.ingest.keras.program import Program, require_bounded, written_out
 from edgebuild.pipeline.ingest.keras.unroll import loops
-from edgebuild.pipeline.ingest.source import Port, Reading
+from edgebuild.pipeline.ingest.source import Options, Port, Reading, plain
 
 
 def flat(reading: Reading, path: Path) -> Reading:
@@ -31,7 +32,27 @@ def flat(reading: Reading, path: Path) -> Reading:
     require_bounded(graph)
     if all(_is_plain(layer) for layer in source.layers):
         return reading
+    return _written(reading, written_out(graph), path)
+
+
+def settled(model: Any, path: Path, options: Options) -> Reading:
+    """The reading of a tf_keras model with the input shapes the user gave, all of it in float32.
+
+    Raises:
+        ModelError: a shape does not fit, a layer has weights of another precision, or see `flat`.
+    """
+    notes = precision.in_float32(layers_of(model), path, lambda layer: layer._set_dtype_policy("float32"))  # noqa: SLF001 - as its public setter in Keras 3
+    reading = plain(model, notes)
+    if not options.input_shapes and not notes:
+        return reading
+    return _written(_named(reading), sizes.settled(written_out(graph_of(model)), options.input_shapes, path), path)
+
+
+def _written(reading: Reading, program: Program, path: Path) -> Reading:
+    """The program as a flat model, held to the model it was made from."""
     import tf_keras
+
+    source = reading.model
 
     language = Language(
         is_layer=lambda layer: isinstance(layer, tf_keras.layers.Layer),
@@ -39,10 +60,10 @@ def flat(reading: Reading, path: Path) -> Reading:
         copy_weights=_copy_weights,
         autograph=True,
     )
-    program = written_out(graph)
     made = keras_flat.build(program, language, source.name)
     found = replace(reading, model=made.model, notes=reading.notes + made.notes)
     float_model.input_specs(found)  # Refuses by name what no seeded data could be made for.
+    require_bounded(graph_of(made.model))
     keras_proof.require_equal(program, made, lambda arrays: _outputs(source, arrays), path)
     return found
 

@@ -1,4 +1,4 @@
-"""The graph of a tf_keras model, in the words of `keras_program`."""
+"""The graph of a tf_keras model, in the words of `program.py`."""
 
 # ruff: noqa: SLF001 - the graph of a Keras model has no public face
 
@@ -6,7 +6,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from edgebuild.pipeline.ingest.keras.program import Graph, Node, steps_of, unique
+from edgebuild.pipeline.ingest.graph.names import unique
+from edgebuild.pipeline.ingest.keras.program import Graph, Node, steps_of
 
 
 def graph_of(model: Any) -> Graph:

@@ -6,19 +6,22 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from edgebuild.export.errors import ModelError
 from edgebuild.pipeline.ingest import float_model
-from edgebuild.pipeline.ingest.keras import custom_code, weight_limit
+from edgebuild.pipeline.ingest.graph.names import unique
+from edgebuild.pipeline.ingest.keras import custom_code, precision, sizes, weight_limit
 from edgebuild.pipeline.ingest.keras import flat as keras_flat
 from edgebuild.pipeline.ingest.keras import proof as keras_proof
 from edgebuild.pipeline.ingest.keras.check import loading, require_functional, unfunctional
 from edgebuild.pipeline.ingest.keras.flat import Flat, Language, Masks
+from edgebuild.pipeline.ingest.keras.keras2_graph import graph_of
 from edgebuild.pipeline.ingest.keras.keras3_layers import copy_weights, twin_of
-from edgebuild.pipeline.ingest.keras.program import Graph, Node, Program, steps_of, unique, written_out
+from edgebuild.pipeline.ingest.keras.program import Graph, Node, Program, require_bounded, steps_of, written_out
 from edgebuild.pipeline.ingest.source import Options, Port, Reading
 
 os.environ["KERAS_BACKEND"] = "tensorflow"  # Read when Keras 3 is imported; a user's JAX or PyTorch is no use here.
@@ -37,14 +40,18 @@ def read(path: Path, held: int, options: Options) -> Reading:
     with loading(path, "by Keras 3, which wrote it", action), weight_limit.at_most(held, path):
         own = custom_code.by_short_name(keras, options) | _operations(path)
         source = keras.models.load_model(str(path), own, compile=False, safe_mode=not options.trust_code)
-    program = program_of(source, path)
+    layers = source._flatten_layers(include_self=False)
+    notes = precision.in_float32(layers, path, lambda layer: setattr(layer, "dtype_policy", "float32"))
+    program = sizes.settled(program_of(source, path), options.input_shapes, path)
     flat, run = replay(program, source.name), partial(_outputs, source)
     float_model.input_specs(_reading(program, flat))  # Refuses by name what no seeded data could be made for.
+    require_bounded(graph_of(flat.model))
     if flat.carried and not keras_proof.is_equal(flat, run):
         flat = replay(program, source.name, masks="given")  # One of them is not what its layer would carry.
     require_functional(flat.model, path)
     keras_proof.require_equal(program, flat, run, path)
-    return _reading(program, flat)
+    reading = _reading(program, flat)
+    return replace(reading, notes=notes + reading.notes)
 
 
 def _reading(program: Program, flat: Flat) -> Reading:
@@ -128,7 +135,7 @@ def _steps(node: Any) -> int | None:
 
 
 def _named(structure: Any, tensors: Sequence[Any]) -> Mapping[str, Any]:
-    """Flat tensors by name: their keys in a dictionary, else those of the layers they come from."""
+    """Flat tensors by name: by their keys in a dictionary, else by their layers, which may give several each."""
     keys = {id(part): key for key, part in structure.items()} if isinstance(structure, Mapping) else {}
     names = [str(keys.get(id(tensor), tensor._keras_history.operation.name)) for tensor in tensors]
     return dict(zip(unique(names), tensors, strict=True))

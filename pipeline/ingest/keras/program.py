@@ -7,13 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import count
 from math import prod
 from typing import Any, Final
 
 from edgebuild.export.errors import ModelError
 
-_MAX_VALUES: Final = 2**26  # Of one tensor and one sample: 256 MiB of float32, far above what a device holds.
+MAX_VALUES: Final = 2**26  # Of one tensor and one sample: 256 MiB of float32, far above what a device holds.
 _STEPWISE: Final = frozenset({"Activation", "Dense", "Dropout", "ReLU"})  # They treat every step alike anyway.
 
 
@@ -49,7 +48,10 @@ class Program:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Node:
-    """One call inside a graph, in the words of either Keras; `steps` is that of a TimeDistributed layer to cut up."""
+    """One call inside a graph, in the words of either Keras.
+
+    `steps` is how many steps a TimeDistributed layer takes that is to be written as a plain layer; None for all others.
+    """
 
     layer: Any
     args: Any
@@ -111,19 +113,6 @@ def replaced(structure: Any, change: Callable[[Any], Any]) -> Any:
     if isinstance(structure, slice):
         return slice(*(replaced(part, change) for part in (structure.start, structure.stop, structure.step)))
     return change(structure)
-
-
-def unique(names: Sequence[str]) -> list[str]:
-    """Names with a number behind each that came before; a layer with three outputs gives its name three times."""
-    found: dict[str, None] = {}
-    for name in names:
-        found[next(each for each in _numbered(name) if each not in found)] = None
-    return list(found)
-
-
-def _numbered(name: str) -> Iterator[str]:
-    yield name
-    yield from (f"{name}_{i}" for i in count(1))
 
 
 def steps_of(layer: Any, given: Sequence[Any]) -> int | None:
@@ -238,9 +227,9 @@ def require_bounded(graph: Graph, prefix: str = "") -> None:
 
 def _require_bounded(name: str, tensor: Any) -> None:
     shape = [size for size in (tensor.shape if tensor.shape is not None else ()) if size is not None]
-    if prod(shape) > _MAX_VALUES:
+    if prod(shape) > MAX_VALUES:
         raise ModelError(
             f"'{name}' gives a tensor of shape {list(tensor.shape)}",
-            cause=f"that is more than {_MAX_VALUES:,} values a sample, which no target of edgebuild's holds",
+            cause=f"that is more than {MAX_VALUES:,} values a sample, which no target of edgebuild's holds",
             action="shrink the model",
         )

@@ -69,7 +69,10 @@ def _references(part: object, layers: Mapping[str, Mapping[str, Any]]) -> Iterat
 
 
 def _done(layer: Mapping[str, Any], calls: int) -> range:
-    """The numbers of the calls that are done: a model inside a model counts the one that made it, mostly."""
+    """The numbers by which a configuration names a layer's calls, once so many are done.
+
+    A model inside a model mostly counts the call that made it as number 0, so that its first call here is number 1.
+    """
     inner = layer["config"].get("layers") if isinstance(layer.get("config"), Mapping) else None
     if not isinstance(inner, list) or not calls:
         return range(calls)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
@@ -10,6 +11,7 @@ from typing import Any, Final
 
 from edgebuild.export.errors import ModelError
 from edgebuild.pipeline.ingest.onnx.data import load_external, require_sizes, tensors
+from edgebuild.pipeline.ingest.source import settle
 
 MAX_BYTES: Final = 2**31  # Of a model with its data: no flatbuffer holds more.
 MAX_NODES: Final = 200_000
@@ -109,7 +111,11 @@ def _require_operators(graph: Any, known: set[str], path: Path) -> None:
             action="export the model without custom operators, and before any runtime optimizes it",
         )
     if len(graph.node) > MAX_NODES:
-        raise ModelError(f"{path} holds {len(graph.node):,} nodes", cause=f"more than {MAX_NODES:,} in one graph")
+        raise ModelError(
+            f"{path} holds {len(graph.node):,} nodes",
+            cause=f"more than {MAX_NODES:,} in one graph",
+            action="export a smaller model, with its loops kept as loops",
+        )
 
 
 def _named(node: Any) -> str:
@@ -155,8 +161,6 @@ def _needs(node: Any) -> set[str]:
 
 def _order(needs: list[set[int]]) -> list[int]:
     """Indices so that each stands behind those it needs, otherwise as they were; those in circles are left out."""
-    import heapq
-
     users: dict[int, list[int]] = {}
     for i, needed in enumerate(needs):
         for other in needed:
@@ -206,7 +210,11 @@ def _input(value: Any, given: tuple[int, ...] | None, path: Path) -> Input:
     sizes = [dim.dim_value if dim.HasField("dim_value") and dim.dim_value > 0 else 0 for dim in kind.shape.dim]
     shape = _shape(value.name, sizes if kind.HasField("shape") else None, given, path)
     if prod(shape) > MAX_SHAPE:
-        raise ModelError(f"{path}: input '{value.name}' is {list(shape)}", cause=f"more than {MAX_SHAPE:,} elements")
+        raise ModelError(
+            f"{path}: input '{value.name}' is {list(shape)}",
+            cause=f"more than {MAX_SHAPE:,} elements, which no target of edgebuild's holds",
+            action="export the model with smaller inputs",
+        )
     declared = kind.shape.dim[0] if sizes else None
     open_first = declared is not None and not declared.dim_value
     return Input(name=value.name, dtype=name, shape=shape, batched=bool(shape) and (shape[0] == 1 or open_first))
@@ -227,16 +235,11 @@ def _shape(name: str, sizes: list[int] | None, given: tuple[int, ...] | None, pa
         return given
     if sizes is None or 0 in sizes[1:]:
         axis = "has no known rank" if sizes is None else f"is open at axis {sizes.index(0, 1)}"
-        example = (
-            "[1,…]"
-            if sizes is None
-            else f"[{','.join(str(s or (1 if not i else 'SIZE')) for i, s in enumerate(sizes))}]"
-        )
         raise ModelError(
             f"{path}: input '{name}' {axis}",
             cause="a flatbuffer for these targets has fixed sizes"
             + ("" if sizes is None else f"; it is {[s or '?' for s in sizes]}"),
-            action=f"say its whole shape: --set model.input_shapes.{name}={example}",
+            action=settle(name, sizes and [size or (None if i else 1) for i, size in enumerate(sizes)]),
         )
     return tuple(size or 1 for size in sizes)
 

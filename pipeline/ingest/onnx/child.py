@@ -68,7 +68,10 @@ def _prepared(folder: Path, inputs: Sequence[Input]) -> Any:
 
 
 def _begin(folder: Path, what: str, seconds: float) -> None:
-    """Note what begins, for who has to tell what this process died of, and end it where nothing else interrupts it."""
+    """Write down which step begins, so that the parent knows it if this process dies; end the process if it hangs.
+
+    `seconds` is the step's own limit; native code does not notice the signal that enforces it, and gets twice as long.
+    """
     (folder / "way").write_text(what)
     faulthandler.dump_traceback_later(2 * seconds, exit=True)
 
@@ -87,7 +90,10 @@ def _require_fixed(model: Any, references: References) -> None:
 
 
 class _Search:
-    """The way through the ways: why each did not do, and the first that computes right but makes no flatbuffer."""
+    """Tries the ways of converting in turn, keeping why each failed.
+
+    Where none succeeds wholly, the first that computes right serves, though no flatbuffer can be made of it.
+    """
 
     def __init__(
         self, folder: Path, references: References, failed: dict[str, str], way_s: float, *, batched: bool
@@ -99,10 +105,10 @@ class _Search:
         self._second_best: dict[str, Any] | None = None
 
     def answer(self, model: Any) -> dict[str, Any]:
-        """The first way that does, or the first that computes right: that can be looked at and trained at least.
+        """The first way that succeeds, or else the first that computes right: it can still be inspected and trained.
 
         Raises:
-            ModelError: no way does; says why not, each.
+            ModelError: every way fails; says why, for each.
         """
         for name, source, way in _ways(model, self._folded(model)):
             found = None if name in self._failed else self._try(name, source, way)
@@ -158,7 +164,7 @@ def _parting(model: Any, conversion: Conversion, arrays: list[Any], name: str) -
 
 
 def _ways(model: Any, small: Any) -> list[tuple[str, Any, Callable[[], Conversion]]]:
-    """The ways, each in the hope that it does what those before it did not."""
+    """The ways of converting in the order they are tried: name, the model each converts, and the call that does it."""
     from edgebuild.pipeline.ingest.onnx.direct import convert as directly
     from edgebuild.pipeline.ingest.onnx.to_tf import convert as by_onnx2tf
     from edgebuild.pipeline.ingest.onnx.to_tf import kept_inputs
@@ -183,7 +189,7 @@ def _why(error: Exception) -> str:
 
 @contextlib.contextmanager
 def _no_longer_than(seconds: float) -> Iterator[None]:
-    """Interrupt what takes longer, again and again: onnx2tf ignores errors in places."""
+    """Interrupt what takes longer, every 0.2 s until it ends: onnx2tf swallows errors in places."""
     message = f"it takes longer than {seconds:g} s"
 
     def interrupt(*_: object) -> None:

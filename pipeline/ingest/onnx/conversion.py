@@ -1,9 +1,9 @@
-"""What a way of converting ONNX gives: a TensorFlow function, and how it takes its inputs."""
+"""What each way of converting ONNX gives: a TensorFlow function, and in which order of axes it takes its inputs."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -19,15 +19,16 @@ MODEL: Final = "model"  # The name of the Keras model that a conversion goes thr
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Conversion:
-    """A frozen function of TensorFlow; `input_axes` is the order in which it takes an input's axes, empty for the same.
+    """A frozen TensorFlow function that should compute what the ONNX model computes.
 
-    `counterparts` makes, out of names of the ONNX model's values, another function that gives what corresponds to
-    those it knows: it returns their names and the function.
+    `input_axes` is, for each input, the order in which the function takes its axes; empty where that is ONNX's own.
+    `counterparts`, for finding the node at which the two part, takes names of values inside the ONNX model. It returns
+    the names of those that the conversion has too, and a function of the same inputs that gives these.
     """
 
     function: Any
     input_axes: tuple[tuple[int, ...], ...]
-    counterparts: Any
+    counterparts: Callable[[Sequence[str]], tuple[list[str], Any]]
 
 
 def frozen(call: Any, specs: Sequence[Any]) -> Any:
@@ -53,7 +54,7 @@ def run(function: Any, arrays: Sequence[NDArray[Any]], axes: Sequence[tuple[int,
 
 
 def matches(conversion: Conversion, references: References, *, batched: bool) -> list[Match]:
-    """How each output stands to the reference's.
+    """For each output, in which order its axes stand and how far it is from the reference.
 
     Raises:
         ModelError: the function can't be run, or gives another number of outputs.
@@ -92,9 +93,9 @@ def exports(conversion: Conversion) -> bool:
 
 
 def graph_def(function: Any, *, batched: bool) -> Any:
-    """The function's graph, with a node called as its layer is where it is the only one there.
+    """The function's graph, with nodes named after their layers where a layer has but one.
 
-    Where there is a batch, reshaping leaves its size open: who lifts the graph may then free it.
+    With `batched`, every `Reshape` leaves the batch's size open, so that lifting the graph may free it.
     """
     graph = function.graph.as_graph_def()
     if batched:

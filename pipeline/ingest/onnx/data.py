@@ -1,4 +1,4 @@
-"""The tensors inside an ONNX file: that they are as large as they say, and what lies in files beside the model."""
+"""The tensors of an ONNX file: checked to be as large as they say, and read in from files beside the model."""
 
 from __future__ import annotations
 

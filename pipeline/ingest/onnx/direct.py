@@ -1,4 +1,4 @@
-"""ONNX replayed node by node as TensorFlow operators, in ONNX's own order of axes: the way for what onnx2tf can't do.
+"""ONNX replayed node by node as TensorFlow operators, in ONNX's own order of axes, where onnx2tf fails.
 
 All sizes are fixed, so whatever follows from shapes and constants alone is computed here and now, loops included.
 What has no rule is replayed as the function that ONNX's own specification says it is, where it says so.

@@ -1,4 +1,4 @@
-"""In which order a converter left an output's axes: found out by comparing values, since shapes alone can't tell."""
+"""In which order a converter left an output's axes: found by comparing values, since several orders may fit a shape."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _MOST_AXES: Final = 6  # 720 orders.
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Match:
-    """The order `got = wanted.transpose(axes)` and how far the two are apart; empty where the order is the same."""
+    """`got` is `wanted.transpose(axes)` but for `error`, relative to its range; `axes` is empty for the same order."""
 
     axes: tuple[int, ...]
     error: float

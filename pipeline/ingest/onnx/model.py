@@ -23,7 +23,8 @@ _ACTION: Final = "export the model again with other operators there, or give it 
 def read(path: Path, options: Options, convert: Callable[[Path], None] | None = None, way_s: float = _WAY_S) -> Reading:
     """The model as a tf_keras functional model, channels last where onnx2tf turns them.
 
-    `convert` answers the request in a folder (see `onnx_child`); by default a child process does.
+    `convert` answers the request in a folder (see `child.py`); by default a child process does. `way_s` is how long one
+    way of converting may take, in seconds.
 
     Raises:
         ModelError: the file is damaged, reaches outside itself, or no way of converting it computes the same; names
@@ -37,12 +38,9 @@ def read(path: Path, options: Options, convert: Callable[[Path], None] | None = 
             try:
                 answer = _answer(source, folder, failed, convert or _in_child, way_s)
             except ModelError as e:
-                failed[_fatal(folder, failed, e)] = e.cause
+                failed[_fatal(folder, failed, e, way_s)] = e.cause
                 continue
-            if "refused" in answer:
-                refused = answer["refused"]
-                action = refused["action"] or _ACTION
-                raise ModelError(f"{path}: {refused['what']}", cause=refused["cause"], action=action)
+            _require_found(answer, path)
             try:
                 return _reading(source, answer, folder)
             except ModelError as e:
@@ -51,17 +49,24 @@ def read(path: Path, options: Options, convert: Callable[[Path], None] | None = 
                 failed[answer["way"]] = f"its layers can't be built: {' '.join(str(e).split())}"[:300]
 
 
-def _fatal(folder: Path, failed: Mapping[str, str], error: ModelError) -> str:
-    """The way that took the child down.
+def _require_found(answer: Mapping[str, Any], path: Path) -> None:
+    refused = answer.get("refused")
+    if refused:
+        action = refused["action"] or _ACTION
+        raise ModelError(f"{path}: {refused['what']}", cause=refused["cause"], action=action)
+
+
+def _fatal(folder: Path, failed: Mapping[str, str], error: ModelError, way_s: float) -> str:
+    """The way of converting that took the child process down.
 
     Raises:
-        ModelError: it was none, or onnxruntime, which all are held to.
+        ModelError: no way was begun, or it was onnxruntime itself, without which there is nothing to compare with.
     """
     way = (folder / "way").read_text() if (folder / "way").exists() else ""
     if not way or way in failed:
         raise error
     if way == onnx_child.RUNTIME:
-        what = f"onnxruntime can't run the model, or takes longer than {2 * _WAY_S:g} s or too much memory"
+        what = f"onnxruntime can't run the model, or takes longer than {2 * way_s:g} s or too much memory"
         raise ModelError(what, cause=error.cause, action="export the model again") from error
     return way
 
@@ -87,31 +92,26 @@ def _reading(source: Source, answer: dict[str, Any], folder: Path) -> Reading:
     from edgebuild.pipeline.ingest.graph.graph import GraphInput, GraphOutput, lift
 
     graph = tf.compat.v1.GraphDef.FromString((folder / answer["graph"]).read_bytes())
-    names = [entry.name for entry in source.inputs]
+    inputs = list(zip([entry.name for entry in source.inputs], answer["inputs"], strict=True))
+    outputs = list(zip(source.outputs, answer["outputs"], strict=True))
     model = lift(
         graph,
         [
             GraphInput(name=name, tensor=end["tensor"], shape=tuple(end["shape"]), dtype=end["dtype"])
-            for name, end in zip(names, answer["inputs"], strict=True)
+            for name, end in inputs
         ],
-        [
-            GraphOutput(name=name, tensor=end["tensor"])
-            for name, end in zip(source.outputs, answer["outputs"], strict=True)
-        ],
+        [GraphOutput(name=name, tensor=end["tensor"]) for name, end in outputs],
     )
-    inputs = [Port(name=n, axes=tuple(end["axes"])) for n, end in zip(names, answer["inputs"], strict=True)]
-    outputs = [Port(name=n, axes=tuple(end["axes"])) for n, end in zip(source.outputs, answer["outputs"], strict=True)]
-    require_equal(model, inputs, outputs, folder / "references.npz", "onnxruntime")
+    taken, given = (tuple(Port(name=n, axes=tuple(end["axes"])) for n, end in ends) for ends in (inputs, outputs))
+    require_equal(model, taken, given, folder / "references.npz", "onnxruntime")
     notes = [] if answer["way"] == "onnx2tf" else [f"converted another way than usual: {answer['way']}"]
     numbers = [entry.name for entry in source.inputs if not entry.shape]
     notes += [f"input {name} is a single number in the source, and here a list of one" for name in numbers]
-    return Reading(
-        model=model, inputs=tuple(inputs), outputs=tuple(outputs), batched=answer["batched"], notes=tuple(notes)
-    )
+    return Reading(model=model, inputs=taken, outputs=given, batched=answer["batched"], notes=tuple(notes))
 
 
 def require_equal(model: Any, inputs: Sequence[Port], outputs: Sequence[Port], references: Path, runtime: str) -> None:
-    """Hold a lifted model to what its source's runtime gave.
+    """Hold a lifted model to what its source's runtime gave: arrays `N/in/I` and `N/out/I`, of the N-th set of data.
 
     Raises:
         ModelError: it computes something else.

@@ -31,7 +31,7 @@ def simplified(model: Any) -> Any:
 
     try:
         smaller, _ = onnxsim.simplify(model)
-    except Exception:  # noqa: BLE001 - native code raises what it likes; it was only to help, and what comes out is compared anyway
+    except Exception:  # noqa: BLE001 - native code raises what it likes, and the model will do as it is
         return model
     _name_nodes(smaller.graph)
     return smaller
@@ -131,10 +131,14 @@ def _name_nodes(graph: Any) -> None:
 
 
 def _unique(name: str, taken: set[str]) -> str:
-    safe = _UNSAFE.sub("_", name).strip("_") or "value"
-    found, count = safe, 0
+    return claimed(_UNSAFE.sub("_", name).strip("_") or "value", taken)
+
+
+def claimed(name: str, taken: set[str]) -> str:
+    """The name, with the first free number where it is taken; it is taken from now on, in capitals or not."""
+    found, count = name, 0
     while found.lower() in taken:
         count += 1
-        found = f"{safe}_{count}"
+        found = f"{name}_{count}"
     taken.add(found.lower())
     return found

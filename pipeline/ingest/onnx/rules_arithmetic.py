@@ -13,7 +13,8 @@ import tensorflow as tf
 from edgebuild.pipeline.ingest.onnx.rules_node import Node, unsupported
 
 
-def _unary(function: Callable[[Any], Any]) -> Callable[..., Any]:
+def unary(function: Callable[[Any], Any]) -> Callable[..., Any]:
+    """The rule for a function of one tensor."""
     return lambda _, x: function(tf.convert_to_tensor(x))
 
 
@@ -50,14 +51,6 @@ def _mean(_: Node, *values: Any) -> Any:
     return reduce(tf.add, map(tf.convert_to_tensor, values)) / len(values)
 
 
-def _clip(node: Node, x: Any, low: Any = None, high: Any = None) -> Any:
-    x = tf.convert_to_tensor(x)
-    low = node.attributes.get("min") if low is None else low
-    high = node.attributes.get("max") if high is None else high
-    x = x if low is None else tf.maximum(x, tf.cast(low, x.dtype))
-    return x if high is None else tf.minimum(x, tf.cast(high, x.dtype))
-
-
 def erf(x: Any) -> Any:
     """Within 2e-7. ref: Abramowitz and Stegun, Handbook of Mathematical Functions, 7.1.26."""
     factors = (1.061405429, -1.453152027, 1.421413741, -0.284496736, 0.254829592)
@@ -65,53 +58,6 @@ def erf(x: Any) -> Any:
     t = 1.0 / (1.0 + 0.3275911 * size)
     polynomial = reduce(lambda total, factor: total * t + factor, factors, tf.zeros_like(t)) * t
     return tf.sign(x) * (1.0 - polynomial * tf.exp(-size * size))
-
-
-def _gelu(node: Node, x: Any) -> Any:
-    if node.attributes.get("approximate") == "tanh":
-        return 0.5 * x * (1.0 + tf.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x)))
-    return 0.5 * x * (1.0 + erf(x / math.sqrt(2)))
-
-
-def _selu(node: Node, x: Any) -> Any:
-    alpha, gamma = node.attributes.get("alpha", 1.6732632423543772), node.attributes.get("gamma", 1.0507009873554805)
-    return gamma * (tf.nn.relu(x) + alpha * tf.nn.elu(-tf.nn.relu(-x)))
-
-
-def _elu(node: Node, x: Any) -> Any:
-    alpha = node.attributes.get("alpha", 1.0)
-    return tf.nn.relu(x) + alpha * tf.nn.elu(-tf.nn.relu(-x))
-
-
-def _celu(node: Node, x: Any) -> Any:
-    alpha = node.attributes.get("alpha", 1.0)
-    return tf.nn.relu(x) + alpha * tf.nn.elu(-tf.nn.relu(-x) / alpha)
-
-
-def _hard_sigmoid(node: Node, x: Any) -> Any:
-    alpha, beta = node.attributes.get("alpha", 0.2), node.attributes.get("beta", 0.5)
-    return tf.minimum(tf.maximum(alpha * x + beta, 0.0), 1.0)
-
-
-def _shrink(node: Node, x: Any) -> Any:
-    x = tf.convert_to_tensor(x)
-    bias, limit = (tf.cast(node.attributes.get(key, value), x.dtype) for key, value in (("bias", 0.0), ("lambd", 0.5)))
-    return tf.where(x < -limit, x + bias, tf.where(x > limit, x - bias, tf.zeros_like(x)))
-
-
-def _thresholded(node: Node, x: Any) -> Any:
-    return tf.where(x > node.attributes.get("alpha", 1.0), x, tf.zeros_like(x))
-
-
-def _leaky(node: Node, x: Any) -> Any:
-    return tf.nn.leaky_relu(x, node.attributes.get("alpha", 0.01))
-
-
-def _prelu(_: Node, x: Any, slope: Any) -> Any:
-    x = tf.convert_to_tensor(x)
-    if len(slope.shape) == 1 and len(x.shape) > 2 and slope.shape[0] not in {1, x.shape[-1]}:
-        slope = tf.reshape(slope, [-1, *[1] * (len(x.shape) - 2)])  # Version 6 and older: one a channel.
-    return tf.nn.relu(x) - slope * tf.nn.relu(-x)
 
 
 def _isinf(node: Node, x: Any) -> Any:
@@ -145,35 +91,6 @@ def _acosh(x: Any) -> Any:
 
 def _atanh(x: Any) -> Any:
     return 0.5 * (tf.math.log(1.0 + x) - tf.math.log(1.0 - x))
-
-
-def _softplus(x: Any) -> Any:
-    return tf.nn.relu(x) + tf.math.log(1.0 + tf.exp(-tf.abs(x)))
-
-
-def _flattened(node: Node, x: Any, function: Callable[[Any], Any], default: int = -1) -> Any:
-    """Along an axis; before version 13, over all axes from that one on."""
-    x = tf.convert_to_tensor(x)
-    if node.version >= 13:
-        axis = node.attributes.get("axis", default) % len(x.shape)
-        order = [i for i in range(len(x.shape)) if i != axis] + [axis]
-        back = [order.index(i) for i in range(len(order))]
-        return tf.transpose(function(tf.transpose(x, order)), back) if axis != len(order) - 1 else function(x)
-    axis = node.attributes.get("axis", 1) % len(x.shape)
-    rows = math.prod(x.shape[:axis])
-    return tf.reshape(function(tf.reshape(x, [rows, -1])), x.shape)
-
-
-def _softmax(node: Node, x: Any) -> Any:
-    return _flattened(node, x, tf.nn.softmax)
-
-
-def _log_softmax(node: Node, x: Any) -> Any:
-    return _flattened(node, x, tf.nn.log_softmax)
-
-
-def _hardmax(node: Node, x: Any) -> Any:
-    return _flattened(node, x, lambda y: tf.one_hot(tf.argmax(y, -1), y.shape[-1], dtype=y.dtype))
 
 
 def _reduce(function: Callable[..., Any], before: Callable[[Any], Any] = tf.convert_to_tensor) -> Callable[..., Any]:
@@ -304,31 +221,26 @@ def _dynamic_quantize(_: Node, x: Any) -> Any:
 
 RULES: Final[dict[str, Callable[..., Any]]] = {
     **{
-        name: _unary(getattr(tf, name.lower()))
+        name: unary(getattr(tf, name.lower()))
         for name in ["Abs", "Exp", "Sqrt", "Sin", "Cos", "Tanh", "Sigmoid", "Sign", "Round", "Identity"]
     },
-    "Floor": _unary(tf.math.floor),
-    "Ceil": _unary(tf.math.ceil),
-    "Log": _unary(tf.math.log),
-    "Neg": _unary(tf.negative),
-    "Reciprocal": _unary(lambda x: 1.0 / x),
-    "Not": _unary(tf.logical_not),
-    "Relu": _unary(tf.nn.relu),
-    "Erf": _unary(erf),
-    "IsNaN": _unary(lambda x: tf.not_equal(x, x)),
-    "Softsign": _unary(lambda x: x / (1.0 + tf.abs(x))),
-    "Softplus": _unary(_softplus),
-    "Mish": _unary(lambda x: x * tf.tanh(_softplus(x))),
-    "HardSwish": _unary(lambda x: x * tf.minimum(tf.maximum(x / 6.0 + 0.5, 0.0), 1.0)),
-    "Tan": _unary(lambda x: tf.sin(x) / tf.cos(x)),
-    "Sinh": _unary(lambda x: (tf.exp(x) - tf.exp(-x)) / 2.0),
-    "Cosh": _unary(lambda x: (tf.exp(x) + tf.exp(-x)) / 2.0),
-    "Asin": _unary(_asin),
-    "Acos": _unary(_acos),
-    "Atan": _unary(_atan),
-    "Asinh": _unary(_asinh),
-    "Acosh": _unary(_acosh),
-    "Atanh": _unary(_atanh),
+    "Floor": unary(tf.math.floor),
+    "Ceil": unary(tf.math.ceil),
+    "Log": unary(tf.math.log),
+    "Neg": unary(tf.negative),
+    "Reciprocal": unary(lambda x: 1.0 / x),
+    "Not": unary(tf.logical_not),
+    "Erf": unary(erf),
+    "IsNaN": unary(lambda x: tf.not_equal(x, x)),
+    "Tan": unary(lambda x: tf.sin(x) / tf.cos(x)),
+    "Sinh": unary(lambda x: (tf.exp(x) - tf.exp(-x)) / 2.0),
+    "Cosh": unary(lambda x: (tf.exp(x) + tf.exp(-x)) / 2.0),
+    "Asin": unary(_asin),
+    "Acos": unary(_acos),
+    "Atan": unary(_atan),
+    "Asinh": unary(_asinh),
+    "Acosh": unary(_acosh),
+    "Atanh": unary(_atanh),
     "Add": _binary(tf.add),
     "Sub": _binary(tf.subtract),
     "Mul": _binary(tf.multiply),
@@ -348,20 +260,7 @@ RULES: Final[dict[str, Callable[..., Any]]] = {
     "Min": _many(tf.minimum),
     "Sum": _many(tf.add),
     "Mean": _mean,
-    "Clip": _clip,
-    "Gelu": _gelu,
-    "Selu": _selu,
-    "Elu": _elu,
-    "Celu": _celu,
-    "HardSigmoid": _hard_sigmoid,
-    "Shrink": _shrink,
-    "ThresholdedRelu": _thresholded,
-    "LeakyRelu": _leaky,
-    "PRelu": _prelu,
     "IsInf": _isinf,
-    "Softmax": _softmax,
-    "LogSoftmax": _log_softmax,
-    "Hardmax": _hardmax,
     "ReduceSum": _reduce(tf.reduce_sum),
     "ReduceMean": _reduce(tf.reduce_mean),
     "ReduceMax": _reduce(tf.reduce_max),

@@ -14,7 +14,7 @@ from edgebuild.export.errors import ModelError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Node:
-    """Its kind, its attributes as plain values, tensors as arrays, and the version of ONNX's operators it means."""
+    """One node: attributes as plain values and arrays, the version of ONNX's operator set, the number of outputs."""
 
     kind: str
     name: str

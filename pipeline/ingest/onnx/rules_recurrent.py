@@ -1,4 +1,4 @@
-"""Recurrent operators, unrolled: no loop is taken by every target, and sequences are of fixed length."""
+"""Recurrent operators, unrolled: sequences have a fixed length here, and most targets take no loops."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ _ACTIVATIONS: Final[dict[str, Callable[[Any], Any]]] = {
 
 
 def _recurrent(step: Callable[..., Any], gates: int, defaults: Sequence[str], states: int) -> Callable[..., Any]:
-    """The rule for a cell; `step(node, functions, x, state, weights)` gives the next state, its output first."""
+    """The rule for a cell with so many gates and states, and these activations where the node names none.
+
+    `step(node, functions, x, state, weights)` gives the next state, its output first.
+    """
 
     def rule(node: Node, x: Any, w: Any, r: Any, b: Any = None, lengths: Any = None, *rest: Any) -> Any:
         x = tf.convert_to_tensor(x)
@@ -31,18 +34,18 @@ def _recurrent(step: Callable[..., Any], gates: int, defaults: Sequence[str], st
         given = [*rest, *[None] * 3]
         bias = tf.zeros([directions, 2 * gates * hidden]) if b is None else b
         functions = _functions(node, defaults, directions)
+        peepholes = given[2] if states == 2 else None
         outputs, finals = [], []
         for d in range(directions):
+
+            def cell(part: Any, state: list[Any], d: int = d) -> Any:
+                weights = (w[d], r[d], bias[d], None if peepholes is None else peepholes[d])
+                return step(node, functions[d], part, state, weights)
+
             start = [_start(given[i], d, x.shape[1], hidden, by_batch=by_batch) for i in range(states)]
-            peepholes = given[2] if states == 2 else None
-            weights = (w[d], r[d], bias[d], None if peepholes is None else peepholes[d])
             backwards = node.attributes.get("direction") == "reverse" or d == 1
-            steps = tf.unstack(x)[::-1] if backwards else tf.unstack(x)
-            state, kept = start, []
-            for part in steps:
-                state = step(node, functions[d], part, state, weights)
-                kept.append(state[0])
-            outputs.append(tf.stack(kept[::-1] if backwards else kept))
+            output, state = _unrolled(cell, x, start, backwards=backwards)
+            outputs.append(output)
             finals.append(state)
         every = tf.stack(outputs, 1)  # [time, direction, batch, hidden]
         ends = [tf.stack([state[i] for state in finals]) for i in range(states)]
@@ -51,6 +54,15 @@ def _recurrent(step: Callable[..., Any], gates: int, defaults: Sequence[str], st
         return (every, *ends)
 
     return rule
+
+
+def _unrolled(cell: Callable[..., Any], x: Any, state: Any, *, backwards: bool) -> tuple[Any, Any]:
+    """Outputs of a cell at all steps of `x`, `[time, batch, hidden]`, in the order of time, and its last state."""
+    steps, outputs = tf.unstack(x), []
+    for part in steps[::-1] if backwards else steps:
+        state = cell(part, state)
+        outputs.append(state[0])
+    return tf.stack(outputs[::-1] if backwards else outputs), state
 
 
 def _require_plain(node: Node, x: Any, lengths: Any) -> None:

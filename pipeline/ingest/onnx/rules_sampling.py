@@ -22,17 +22,12 @@ def _resize(node: Node, x: Any, *rest: Any) -> Any:
     rank = len(x.shape)
     axes = [axis % rank for axis in node.attributes.get("axes", range(rank))]
     factors, wanted = _targets(node, [x.shape[axis] for axis in axes], scales, sizes)
-    region = (
-        [0.0] * len(axes) + [1.0] * len(axes)
-        if roi is None or not np.size(roi)
-        else [float(value) for value in node.constant(roi, "roi")]
-    )
+    region = [0.0] * len(axes) + [1.0] * len(axes)
+    if roi is not None and np.size(roi):
+        region = [float(value) for value in node.constant(roi, "roi")]
+    crops = "crop" in node.attributes.get("coordinate_transformation_mode", "")
     for i, axis in enumerate(axes):
-        if (
-            wanted[i] == x.shape[axis]
-            and factors[i] == 1
-            and "crop" not in node.attributes.get("coordinate_transformation_mode", "")
-        ):
+        if wanted[i] == x.shape[axis] and factors[i] == 1 and not crops:
             continue
         matrix, outside = _matrix(node, x.shape[axis], wanted[i], factors[i], region[i], region[len(axes) + i])
         x = _weighted(x, matrix, axis)
@@ -44,6 +39,7 @@ def _resize(node: Node, x: Any, *rest: Any) -> Any:
 
 
 def _targets(node: Node, now: list[int], scales: Any, sizes: Any) -> tuple[list[float], list[int]]:
+    """Factor and new size of each axis, from whichever of the two the node gives."""
     if sizes is not None and np.size(sizes):
         wanted = [int(size) for size in node.constant(sizes, "sizes")]
         policy = node.attributes.get("keep_aspect_ratio_policy", "stretch")
@@ -84,6 +80,10 @@ def _matrix(
 
 
 def _kernel(distance: NDArray[Any], a: float, mode: str) -> NDArray[Any]:
+    """Weights of values at a distance: a triangle, or the cubic convolution kernel.
+
+    ref: R. G. Keys, Cubic Convolution Interpolation for Digital Image Processing, 1981
+    """
     x = np.abs(distance)
     if mode == "linear":
         return np.asarray(np.maximum(1 - x, 0))
@@ -184,7 +184,7 @@ def _held(node: Node, place: Any, size: int) -> Any:
 
 
 def _taps(place: Any, mode: str) -> list[tuple[Any, Any]]:
-    """Places to take from and their shares, as floats."""
+    """Places to take from on one axis, and the share of each in the result."""
     if mode == "nearest":
         return [(tf.round(place), tf.ones_like(place))]
     base = tf.math.floor(place)

@@ -58,13 +58,17 @@ def _spread(kernel: Any, dilations: Sequence[int]) -> Any:
     return kernel
 
 
-def _conv(node: Node, x: Any, weights: Any, bias: Any = None) -> Any:
+def _settings(node: Node, x: Any) -> tuple[int, list[int], list[int], int]:
+    """How many axes a convolution goes over, its strides and dilations along them, and its groups."""
     rank = len(x.shape) - 2
     if rank not in {1, 2, 3}:
         raise unsupported(node, f"TensorFlow Lite has no convolution over {rank} axes")
-    strides = node.attributes.get("strides", [1] * rank)
-    dilations = node.attributes.get("dilations", [1] * rank)
-    groups = node.attributes.get("group", 1)
+    strides, dilations = (node.attributes.get(key, [1] * rank) for key in ("strides", "dilations"))
+    return rank, strides, dilations, node.attributes.get("group", 1)
+
+
+def _conv(node: Node, x: Any, weights: Any, bias: Any = None) -> Any:
+    rank, strides, dilations, groups = _settings(node, x)
     kernel = tf.transpose(weights, [*range(2, rank + 2), 1, 0])
     pads = _pads(node, x.shape[2:], _wide(kernel.shape[:rank], dilations), strides)
     turned = tf.pad(last(x), [(0, 0), *pads, (0, 0)]) if any(map(any, pads)) else last(x)
@@ -99,13 +103,8 @@ def _grouped(x: Any, kernel: Any, groups: int, function: Callable[[Any, Any], An
 
 
 def _conv_transpose(node: Node, x: Any, weights: Any, bias: Any = None) -> Any:
-    rank = len(x.shape) - 2
-    if rank not in {1, 2, 3}:
-        raise unsupported(node, f"TensorFlow Lite has no convolution over {rank} axes")
-    strides = node.attributes.get("strides", [1] * rank)
-    dilations = node.attributes.get("dilations", [1] * rank)
+    rank, strides, dilations, groups = _settings(node, x)
     extra = node.attributes.get("output_padding", [0] * rank)
-    groups = node.attributes.get("group", 1)
     kernel = _spread(tf.transpose(weights, [*range(2, rank + 2), 1, 0]), dilations)
     full = [(size - 1) * step + wide for size, step, wide in zip(x.shape[2:], strides, kernel.shape, strict=False)]
     cuts = _cuts(node, x.shape[2:], full, strides, extra)
@@ -149,9 +148,9 @@ def _cuts(
 def _pool(
     node: Node, x: Any, combine: Callable[[Any, Any], Any], fill: float
 ) -> tuple[Any, Callable[[Any], Any], list[tuple[int, int]]]:
-    """Windows of `x` combined; the same for another array of its sizes, and what padding stands around it.
+    """What pooling makes of `x`, a function that pools another padded array, and the padding `(before, after)` by axis.
 
-    A window's result is that of its rows' results, axis by axis.
+    `combine` is `tf.maximum` or `tf.add`, and `fill` what padding counts as in it. Either can be done axis by axis.
     """
     kernel = node.attributes["kernel_shape"]
     rank = len(kernel)

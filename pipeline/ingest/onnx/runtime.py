@@ -14,7 +14,7 @@ from edgebuild.pipeline.ingest.onnx.check import Input
 _SEED: Final = 20_260_101
 _FATAL_ONLY: Final = 4
 _LARGEST_INTEGER: Final = 127
-# Tried in turn: floats may have to be a share of something, and whole numbers a place in a short list.
+# Tried in turn until the model takes one: floats may be probabilities, whole numbers indices into a small table.
 _KINDS: Final = (("normal", "halves", "tenths"), ("share", "share"), ("zero",))
 
 

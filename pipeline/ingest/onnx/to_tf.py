@@ -1,12 +1,13 @@
 """onnx2tf, which converts ONNX to channels-last TensorFlow; the only door to it. Import it in a child process only.
 
-It sets seeds and the recursion limit, writes into its working directory, and wants a file of sample images there for
-inputs of three channels: without it, it would try the network.
+onnx2tf sets seeds and the recursion limit, writes into its working directory, and wants a file of sample images there
+for inputs of three channels: without one, it would try the network.
 """
 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import re
 import tempfile
@@ -18,10 +19,11 @@ import numpy as np
 
 from edgebuild.export.errors import ModelError
 from edgebuild.pipeline.ingest.onnx.conversion import MODEL, Conversion, frozen
+from edgebuild.pipeline.ingest.onnx.prepare import claimed
 
 _IMAGES: Final = "calibration_image_sample_data_20x128x128x3_float32.npy"
 _CHANNELS_LAST: Final = {3: (0, 2, 1), 4: (0, 2, 3, 1), 5: (0, 2, 3, 4, 1)}
-# Operators that work on channels at axis 1; the ones passed through change no axes.
+# Operators that work on channels at axis 1; those in `_PASSED` leave all axes as they are.
 _CHANNELS_FIRST: Final = frozenset(
     "Conv ConvTranspose AveragePool MaxPool LpPool GlobalAveragePool GlobalMaxPool GlobalLpPool BatchNormalization "  # noqa: SIM905 - shorter
     "InstanceNormalization GroupNormalization LRN Resize Upsample PRelu DepthToSpace SpaceToDepth".split()
@@ -142,9 +144,10 @@ def _scratch() -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _noting(layers: dict[str, Any]) -> Iterator[None]:
-    """Note which tensor onnx2tf made for which of ONNX's values; it tells one of its own functions, and nobody else."""
-    import importlib
+    """Put onnx2tf's record of each ONNX value, with the tensor it made, into `layers`.
 
+    It hands that record to one of its own functions alone, which is replaced while this lasts.
+    """
     module: Any = importlib.import_module("onnx2tf.onnx2tf")
     original = module.get_tf_model_outputs
 
@@ -164,7 +167,7 @@ def _is_tensor(entry: Any) -> bool:
 
 
 def _name_layers(model: Any, layers: Mapping[str, Any]) -> None:
-    """Call layers what ONNX called their nodes: the one with weights just so, others with what they do behind."""
+    """Name layers after ONNX's nodes: `node` for the layer with weights, `node_kind` for others of the same node."""
     named: set[int] = set()
     taken: set[str] = {value.name.lower() for value in model.graph.input}
     for node in model.graph.node:
@@ -196,9 +199,4 @@ def _behind(tensor: Any, named: set[int]) -> list[Any]:
 
 
 def _rename(layer: Any, name: str, taken: set[str]) -> None:
-    found, count = name, 0
-    while found.lower() in taken:
-        count += 1
-        found = f"{name}_{count}"
-    taken.add(found.lower())
-    layer._name = found  # noqa: SLF001 - as onnx2tf itself does; there is no other way
+    layer._name = claimed(name, taken)  # noqa: SLF001 - as onnx2tf itself does; there is no other way

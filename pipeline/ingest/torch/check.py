@@ -18,18 +18,21 @@ from typing import Any, Final
 from edgebuild.export.errors import ModelError
 
 MAX_BYTES: Final = 2**31
+# Members that are data; of the others, those in `_DROPPED` are left out, and any more are refused.
 _MEMBER: Final = re.compile(
     r"archive_format|archive_version|byteorder|\.data/\w+|models/model\.json"
     r"|data/(weights/(model_weights_config\.json|weight_\d+)|constants/(model_constants_config\.json|tensor_\d+))"
 )
 _DROPPED: Final = re.compile(r"data/sample_inputs/model\.pt|extra/.*")
 _SAMPLES: Final = "data/sample_inputs/model.pt"
+# What a node may call: PyTorch's arithmetic, but for what reads or writes files.
 _TARGET: Final = re.compile(
     r"torch\.ops\.aten\.(?!.*(file|save|load|print|warn))\w+\.\w+"
     r"|_operator\.(add|sub|mul|truediv|floordiv|mod|pow|neg|getitem|eq|ne|lt|le|gt|ge|and_|or_|not_|abs)"
     r"|math\.(ceil|floor|trunc|sqrt)|torch\.sym_\w+"
     r"|torch\.ops\.higher_order\.(wrap_with_set_grad_enabled|wrap_with_autocast|cond|while_loop|scan|map_impl)"
 )
+# Functions in the expression of a size, as sympy prints them.
 _IN_SIZES: Final = frozenset(
     "Symbol Integer Float Rational Add Mul Pow Mod PythonMod FloorDiv CleanDiv CeilDiv Max Min Eq Ne Lt Le Gt Ge "  # noqa: SIM905 - shorter
     "StrictLessThan StrictGreaterThan LessThan GreaterThan Equality Unequality And Or Not PowByNatural IntTrueDiv "
@@ -76,15 +79,8 @@ def _members(archive: zipfile.ZipFile, path: Path) -> dict[str, bytes]:
 
 
 def _require_plain(members: dict[str, bytes], path: Path) -> None:
-    """Check the graph and the lists of tensors; put back the graph without what is only remembered, or evaluated."""
-    for name in ("data/weights/model_weights_config.json", "data/constants/model_constants_config.json"):
-        for tensor, entry in json.loads(members.get(name, b'{"config": {}}'))["config"].items():
-            if entry.get("use_pickle") or not re.fullmatch(r"(weight|tensor)_\d+", str(entry.get("path_name"))):
-                raise ModelError(
-                    f"{path}: tensor '{tensor}' is a pickle",
-                    cause="a pickle is a program, and PyTorch would run it",
-                    action="give the model plain dense tensors, and " + _ACTION,
-                )
+    """Check the graph and the lists of tensors, and replace the graph by one without metadata and guards."""
+    _require_raw(members, path)
     program = json.loads(members["models/model.json"])
     program["guards_code"] = []  # Python, to be run before every call.
     for part in _objects(program):
@@ -93,6 +89,18 @@ def _require_plain(members: dict[str, bytes], path: Path) -> None:
             kept = part["metadata"].get("nn_module_stack")
             part["metadata"] = {"nn_module_stack": kept} if isinstance(kept, str) else {}
     members["models/model.json"] = json.dumps(program).encode()
+
+
+def _require_raw(members: dict[str, bytes], path: Path) -> None:
+    """Refuse weights and constants that are not raw bytes."""
+    for name in ("data/weights/model_weights_config.json", "data/constants/model_constants_config.json"):
+        for tensor, entry in json.loads(members.get(name, b'{"config": {}}'))["config"].items():
+            if entry.get("use_pickle") or not re.fullmatch(r"(weight|tensor)_\d+", str(entry.get("path_name"))):
+                raise ModelError(
+                    f"{path}: tensor '{tensor}' is a pickle",
+                    cause="a pickle is a program, and PyTorch would run it",
+                    action="give the model plain dense tensors, and " + _ACTION,
+                )
 
 
 def _objects(value: Any) -> Iterator[dict[str, Any]]:

@@ -45,7 +45,17 @@ def _convert(folder: Path, shapes: dict[str, tuple[int, ...]]) -> None:
     proto = exported.model_proto
     _name_nodes(proto.graph)
     (folder / "model.onnx").write_bytes(proto.SerializeToString())
-    source = onnx_check.look(folder / "model.onnx", shapes)
+    np.savez(folder / "references.npz", **_references(program, onnx_check.look(folder / "model.onnx", shapes)))
+
+
+def _references(program: Any, source: onnx_check.Source) -> dict[str, Any]:
+    """Seeded inputs, in the order of the ONNX model's, and what PyTorch makes of them: `0/in/I` and `0/out/I`.
+
+    Raises:
+        ModelError: the exporter has renamed inputs, so that nobody knows which is which.
+    """
+    import torch
+
     arrays = {entry.name: array for entry, array in zip(source.inputs, seeded(source.inputs), strict=True)}
     names = [name for name in program.graph_signature.user_inputs if isinstance(name, str)]
     if not set(names) >= arrays.keys():
@@ -53,8 +63,7 @@ def _convert(folder: Path, shapes: dict[str, tuple[int, ...]]) -> None:
     taken = [torch.from_numpy(arrays[name]) if name in arrays else None for name in names]
     flat = _outputs(program, taken)
     found = {f"0/in/{i}": arrays[entry.name] for i, entry in enumerate(source.inputs)}
-    found |= {f"0/out/{i}": tensor.detach().numpy() for i, tensor in enumerate(flat)}
-    np.savez(folder / "references.npz", **found)
+    return found | {f"0/out/{i}": tensor.detach().numpy() for i, tensor in enumerate(flat)}
 
 
 def _close_doors() -> None:

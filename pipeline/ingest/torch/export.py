@@ -48,13 +48,15 @@ def read(path: Path, options: Options) -> Reading:
         apart.run("edgebuild.pipeline.ingest.torch.child", folder, "exports PyTorch to ONNX")
         _require_done(folder, path)
         reading = onnx_model.read(folder / "model.onnx", options)
-        try:
-            onnx_model.require_equal(
-                reading.model, reading.inputs, reading.outputs, folder / "references.npz", "PyTorch"
-            )
-        except ModelError as e:
-            raise ModelError(f"{path}: {e.what}", cause=e.cause, action="give the model as ONNX or Keras") from e
+        _require_equal(reading, folder / "references.npz", path)
         return reading
+
+
+def _require_equal(reading: Reading, references: Path, path: Path) -> None:
+    try:
+        onnx_model.require_equal(reading.model, reading.inputs, reading.outputs, references, "PyTorch")
+    except ModelError as e:
+        raise ModelError(f"{path}: {e.what}", cause=e.cause, action="give the model as ONNX or Keras") from e
 
 
 def refuse_pickle(path: Path) -> None:
