@@ -12,6 +12,7 @@ import pytest
 import tensorflow as tf
 import tf_keras
 from projects import shared
+from tensorflow.core.protobuf import saved_model_pb2
 from tf_keras import layers
 
 from edgebuild.export.errors import ModelError
@@ -103,6 +104,14 @@ def test_refuses_missing_variables(what: str, copy: Path) -> None:
 def test_refuses_truncated_variables(copy: Path) -> None:
     data = copy / "variables" / "variables.data-00000-of-00001"
     data.write_bytes(data.read_bytes()[:100])
+    assert "can't be loaded" in refusal(copy).what
+
+
+def test_refuses_functions_without_their_arguments(copy: Path) -> None:
+    proto = saved_model_pb2.SavedModel.FromString((copy / "saved_model.pb").read_bytes())
+    for function in proto.meta_graphs[0].object_graph_def.concrete_functions.values():
+        function.canonicalized_input_signature.Clear()
+    (copy / "saved_model.pb").write_bytes(proto.SerializeToString())
     assert "can't be loaded" in refusal(copy).what
 
 

@@ -19,6 +19,7 @@ _UNKNOWN: Final = re.compile(r"Unknown (?P<kind>[\w ]+?):? '(?P<name>[\w>]+)'")
 def loading(path: Path, what: str, action: str) -> Iterator[None]:
     """Turn what a loader of Keras raises on a damaged or foreign file into a `ModelError`."""
     import tensorflow as tf
+    from tensorflow.python.saved_model.nested_structure_coder import NotEncodableError
 
     try:
         yield
@@ -30,6 +31,7 @@ def loading(path: Path, what: str, action: str) -> Iterator[None]:
         LookupError,
         MemoryError,
         NameError,
+        NotEncodableError,
         NotImplementedError,
         OSError,
         RuntimeError,
