@@ -76,26 +76,28 @@ def verdict(failure: Failure | None) -> tuple[str, str]:
 
 
 def tried(name: str, model: Path, numbers: list[int], seed: int, jobs: int) -> Iterator[dict[str, object]]:
-    """Every numbered mutation of one model, ingested side by side."""
+    """Every numbered mutation of one model, ingested side by side; those that are the same bytes end the same way."""
     with tempfile.TemporaryDirectory(prefix="hostile-") as folder:
-        tasks: dict[str, tuple[int, Task]] = {}
+        tasks: dict[str, Task] = {}
+        named: dict[str, list[int]] = {}
         for number in numbers:
             place = Path(folder) / str(number) / model.name
             place.parent.mkdir()
             damage(model, place, random.Random(f"{seed}/{name}/{number}"))  # noqa: S311 - to be repeated, not secret
             task = source_task(place, Options(), place.parent)
-            tasks.setdefault(task.key, (number, replace(task, title=f"{name} {number}")))
+            tasks.setdefault(task.key, replace(task, title=f"{name} {number}"))
+            named.setdefault(task.key, []).append(number)
         ended: list[tuple[float, str]] = []
 
         def heard(event: Event) -> None:
             if event.state in ("done", "failed"):
                 ended.append((event.seconds, event.task.key))
 
-        plan = {key: task for key, (_, task) in tasks.items()}
-        found = execute(plan, list(plan), Store(Path(folder) / "store"), jobs=jobs, on_event=heard, limits=LIMITS)
+        found = execute(tasks, list(tasks), Store(Path(folder) / "store"), jobs=jobs, on_event=heard, limits=LIMITS)
         for seconds, key in ended:
             how, told = verdict(found.failures.get(key))
-            yield {"model": name, "number": tasks[key][0], "ended": how, "seconds": round(seconds, 2), "told": told}
+            for number in named[key]:
+                yield {"model": name, "number": number, "ended": how, "seconds": round(seconds, 2), "told": told}
 
 
 def remembered(journal: Path) -> list[dict[str, object]]:

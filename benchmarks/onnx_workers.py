@@ -279,7 +279,7 @@ def _in_order(details: list[dict[str, Any]], names: list[str]) -> list[dict[str,
 
 
 def _fits(wanted: list[Any], got: list[Any]) -> bool:
-    return all(
+    return len(wanted) == len(got) and all(
         any(equal([array.transpose(axes)], [result]) for axes in permutations(range(array.ndim)))
         for array, result in zip(wanted, got, strict=True)
     )

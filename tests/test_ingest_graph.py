@@ -143,7 +143,7 @@ def test_constants_a_channel_after_a_convolution_go_into_it(shape: tuple[int, ..
 @pytest.mark.parametrize(
     ("before", "wanted"), [(tf.nn.relu, "ZeroPadding2D"), (tf.identity, "MirrorPad")], ids=["positive", "any"]
 )
-@pytest.mark.parametrize(("size", "border"), [(3, 1), (2, 1), (5, 2)])
+@pytest.mark.parametrize(("size", "border"), [(3, 1), (2, 1), (5, 2), (3, 2), (7, 6), (12, 10)])
 def test_a_border_of_the_lowest_number_before_pooling_is_said_without_it(
     before: Callable[[Any], Any], wanted: str, size: int, border: int
 ) -> None:
@@ -153,7 +153,49 @@ def test_a_border_of_the_lowest_number_before_pooling_is_said_without_it(
     def function(x: Any) -> Any:
         return tf.nn.max_pool2d(tf.pad(before(x), pads, constant_values=float("-inf")), size, 2, "VALID")
 
-    assert wanted in kinds(agree(function, IMAGE))
+    model = agree(function, IMAGE)
+    assert wanted in kinds(model)
+    assert "PadV2" not in kinds(model)
+
+
+@pytest.mark.parametrize("shape", [(None, 1, 1, 4), (None, 2, 8, 4)], ids=str)
+def test_a_border_wider_than_its_image_is_said_without_the_lowest_number(shape: tuple[int | None, ...]) -> None:
+    pads = [[0, 0], [4, 3], [2, 4], [0, 0]]
+
+    def function(x: Any) -> Any:
+        return tf.nn.max_pool2d(tf.pad(x, pads, constant_values=float("-inf")), [6, 5], 1, "VALID")
+
+    assert "PadV2" not in kinds(agree(function, shape))
+
+
+@pytest.mark.parametrize("before", [tf.nn.relu, tf.identity], ids=["positive", "any"])
+def test_windows_that_see_nothing_but_border_keep_their_lowest_number(before: Callable[[Any], Any]) -> None:
+    pads = [[0, 0], [3, 3], [3, 3], [0, 0]]
+
+    def function(x: Any) -> Any:
+        return tf.nn.max_pool2d(tf.pad(before(x), pads, constant_values=float("-inf")), 3, 1, "VALID")
+
+    assert "PadV2" in kinds(agree(function, IMAGE))
+
+
+def test_a_border_of_minus_one_after_relu_is_not_taken_for_what_is_never_negative() -> None:
+    pads = [[0, 0], [2, 2], [2, 2], [0, 0]]
+
+    def function(x: Any) -> Any:
+        y = tf.pad(tf.nn.relu(x) - 0.0, pads, constant_values=-1.0)
+        return tf.nn.max_pool2d(tf.pad(y, pads, constant_values=float("-inf")), 3, 1, "VALID")
+
+    assert kinds(agree(function, IMAGE)).count("MirrorPad") == 2
+
+
+def test_a_node_named_under_a_pooling_s_border_keeps_its_place() -> None:
+    pads = [[0, 0], [2, 2], [2, 2], [0, 0]]
+
+    def function(x: Any) -> Any:
+        y = tf.pad(x, pads, constant_values=float("-inf"), name="border")
+        return tf.nn.relu(tf.nn.max_pool2d(y, 3, 1, "VALID"), name="border/1")
+
+    assert kinds(agree(function, IMAGE)) == ["MirrorPad", "MirrorPad", "MaxPooling2D", "ReLU"]
 
 
 def test_nothing_is_folded_through_a_tensor_that_is_used_twice() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -119,19 +120,77 @@ def test_layers_that_wait_for_each_other_are_refused(suffix: str, reference: lis
 
 def rewire(path: Path, reference: list[Any]) -> None:
     """Let the second layer take something else, in the file itself."""
+
+    def change(config: dict[str, Any]) -> None:
+        config["config"]["layers"][2]["inbound_nodes"] = [[reference]]
+
+    rewrite(path, change)
+
+
+def rewrite(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Change the configuration in the file itself."""
     if path.suffix == ".h5":
         with h5py.File(path, "r+") as file:
             config = json.loads(file.attrs["model_config"])
-            config["config"]["layers"][2]["inbound_nodes"] = [[reference]]
+            change(config)
             file.attrs["model_config"] = json.dumps(config)
         return
     with zipfile.ZipFile(path) as archive:
         parts = {name: archive.read(name) for name in archive.namelist()}
     config = json.loads(parts["config.json"])
-    config["config"]["layers"][2]["inbound_nodes"] = [[reference]]
+    change(config)
     with zipfile.ZipFile(path, "w") as archive:
         for name, data in (parts | {"config.json": json.dumps(config).encode()}).items():
             archive.writestr(name, data)
+
+
+@pytest.mark.parametrize("call", [0, 1, 2, 5])
+@pytest.mark.parametrize("suffix", [".keras", ".h5"])
+@pytest.mark.timeout(60, func_only=True)
+def test_a_call_that_a_model_inside_does_not_have_is_refused_in_time(suffix: str, call: int, tmp_path: Path) -> None:
+    """Without its input's record, nothing in the file says how tf_keras will count its calls."""
+    inner = tf_keras.Sequential([layers.Dense(4, name="first")], name="inner")
+    features = layers.Input((4,), name="features")
+    path = saved(tf_keras.Model(features, layers.Dense(2, name="scores")(inner(inner(features)))), tmp_path, suffix)
+
+    def change(config: dict[str, Any]) -> None:
+        _, middle, last = config["config"]["layers"]
+        del middle["config"]["layers"][0]
+        last["inbound_nodes"][0][0][1] = call
+
+    rewrite(path, change)
+    with pytest.raises(ModelError, match=r"can never be called|can't be loaded"):
+        load.read(path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("batch_input_shape", [True, 4], "layer 'features' has the batch_input_shape"),
+        ("batch_input_shape", [None, 4.5], "layer 'features' has the batch_input_shape"),
+        ("batch_input_shape", [None, 2**70], "can't be loaded"),
+        ("batch_input_shape", [None, -4], "can't be loaded"),
+        ("name", -1, "InputLayer is named -1"),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".keras", ".h5"])
+def test_sizes_and_names_that_are_none_are_refused(
+    suffix: str, key: str, value: Any, words: str, tmp_path: Path
+) -> None:
+    features = layers.Input((4,), name="features")
+    path = saved(tf_keras.Model(features, layers.Dense(4)(features)), tmp_path, suffix)
+    rewrite(path, lambda config: config["config"]["layers"][0]["config"].update({key: value}))
+    with pytest.raises(ModelError, match=re.escape(words)):
+        load.read(path)
+
+
+def test_layers_that_no_output_needs_are_left_out(tmp_path: Path) -> None:
+    inner = tf_keras.Sequential([layers.ReLU(name="relu")], name="inner")
+    features = layers.Input((4,), name="features")
+    scores = layers.Dense(2, name="scores")(features)
+    path = saved(tf_keras.Model(features, [scores, inner(inner(features))]), tmp_path, ".h5")
+    rewrite(path, lambda config: config["config"]["output_layers"].pop())
+    assert [layer.name for layer in load.read(path).model.layers] == ["features", "scores"]
 
 
 def test_names_say_where_a_layer_stood_and_outputs_keep_their_keys(tmp_path: Path) -> None:

@@ -299,3 +299,15 @@ def test_groups_in_a_circle_are_walked_once(whole: Path, tmp_path: Path) -> None
         file["layers"]["again"] = file["/"]
 
     load.read(with_weights(whole, tmp_path / "circle.keras", circle))
+
+
+def test_refuses_a_call_whose_arguments_are_none(tmp_path: Path) -> None:
+    """Keras 3 believes them until it runs the layer."""
+    image = keras.Input((4,), name="image")
+    path = tmp_path / "masked.keras"
+    keras.Model(image, layers.BatchNormalization(name="normal")(image)).save(path)
+
+    def change(config: dict[str, Any]) -> None:
+        config["config"]["layers"][1]["inbound_nodes"][0]["kwargs"]["mask"] = 1
+
+    assert "can't be loaded and run by Keras 3" in refusal(with_config(path, path, change)).what

@@ -91,7 +91,17 @@ def test_refuses_by_the_node_at_which_values_part(tmp_path: Path) -> None:
     )
     with pytest.raises(ModelError, match="no way of converting") as refused:
         load.read(saved(made, tmp_path))
-    assert "they part at node 'noise' (RandomUniformLike)" in refused.value.cause
+    parted, *reasons = refused.value.cause.split("; ")
+    assert "they part at node 'noise' (RandomUniformLike)" in parted
+    assert len({reason.rpartition(": ")[2] for reason in reasons}) == len(reasons)
+
+
+def test_says_a_reason_once_with_all_the_ways_it_holds_for(tmp_path: Path) -> None:
+    made = model([node("Unique", ["x"], ["y"], axis=0, name="rows")], {"x": [2, 3]}, ["y"])
+    with pytest.raises(ModelError, match="no way of converting") as refused:
+        load.read(saved(made, tmp_path))
+    assert refused.value.cause.count("edgebuild has no rule for it") == 1
+    assert "operator by operator and operator by operator, constants unfolded: " in refused.value.cause
 
 
 def test_refuses_by_the_node_whose_values_decide_sizes(tmp_path: Path) -> None:

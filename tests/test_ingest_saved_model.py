@@ -19,6 +19,7 @@ from edgebuild.export.errors import ModelError
 from edgebuild.pipeline.ingest import load, parity, saved_model
 from edgebuild.pipeline.ingest.code_check import reaches_out
 from edgebuild.pipeline.ingest.graph import signature as graph_signature
+from edgebuild.pipeline.ingest.graph import variables as graph_variables
 from edgebuild.pipeline.ingest.source import Options
 
 PLAIN = Options()
@@ -385,3 +386,16 @@ def test_knows_operators_that_reach_outside(kind: str) -> None:
 @pytest.mark.parametrize("kind", ["Conv2D", "MatMul", "ReadVariableOp", "VarHandleOp", "While", "FusedBatchNormV3"])
 def test_lets_arithmetic_through(kind: str) -> None:
     assert not reaches_out(kind)
+
+
+def test_a_variable_read_otherwise_than_tensorflow_reads_it_is_refused_at_its_operator(
+    whole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    believed = graph_variables._value
+
+    def doubled(reader: Any, key: str, path: Path) -> Any:
+        return believed(reader, key, path) * (2 if key.startswith("layer_with_weights-2/kernel") else 1)
+
+    monkeypatch.setattr(graph_variables, "_value", doubled)
+    what = refusal(whole, Options(signature="serving_default")).what
+    assert what.endswith("from 'whole/scores/MatMul/ReadVariableOp' on")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -38,3 +39,13 @@ def test_is_never_wrong_and_right_wherever_onnx2tf_is(tmp_path: Path, monkeypatc
     assert "onnx2tf right" in onnx_coverage.table(found)
     assert not list(onnx_coverage.missing(wanted, onnx_coverage.known(tmp_path / "results.jsonl"), ""))
     assert "onnx2tf" not in sys.modules  # The converters run apart: they change the process they are in.
+
+
+def test_another_number_of_outputs_is_wrong_and_no_failure_of_the_tool(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import onnx_workers
+
+    array = np.arange(6.0).reshape(2, 3)
+    assert onnx_workers._fits([array], [array.T])
+    assert not onnx_workers._fits([array], [array, array])
+    assert not onnx_workers._fits([array, array], [array])

@@ -76,6 +76,15 @@ CASES: dict[str, Callable[[], Any]] = {
         "AveragePool", [1, 2, 7, 7], kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1], ceil_mode=1
     ),
     "pooling, dilated": lambda: one("MaxPool", [1, 2, 9, 9], kernel_shape=[3, 3], dilations=[2, 2], pads=[1] * 4),
+    "pooling over three axes": lambda: one(
+        "MaxPool", [1, 2, 6, 5, 4], kernel_shape=[3, 2, 4], strides=[2, 1, 3], pads=[2, 0, 3, 1, 1, 2], ceil_mode=1
+    ),
+    "pooling over one axis, smaller than its window": lambda: one(
+        "MaxPool", [1, 2, 2], kernel_shape=[5], dilations=[2], pads=[4, 4]
+    ),
+    "pooling, windows that see nothing": lambda: one(
+        "MaxPool", [1, 2, 1, 5], kernel_shape=[2, 2], dilations=[2, 1], pads=[1, 0, 1, 0]
+    ),
     "resizing, cubic": lambda: one("Resize", [1, 2, 4, 6], None, SCALES, mode="cubic"),
     "resizing, linear, corners aligned": lambda: one(
         "Resize", [1, 2, 4, 6], None, SCALES, mode="linear", coordinate_transformation_mode="align_corners"
@@ -114,6 +123,13 @@ def test_computes_what_onnxruntime_computes(name: str) -> None:
     _, conversion, references = directly(CASES[name]())
     found = matches(conversion, references, batched=False)
     assert all(one.axes == () and one.error <= parity.MAX_RELATIVE_ERROR for one in found)
+
+
+@pytest.mark.parametrize("name", ["pooling, dilated", "pooling over three axes"])
+def test_a_maximum_has_no_border_of_the_lowest_number(name: str) -> None:
+    """Quantized, it would leave nothing of the tensor's range."""
+    _, conversion, _ = directly(CASES[name]())
+    assert not {"Pad", "PadV2"} & {node.op for node in conversion.function.graph.as_graph_def().node}
 
 
 def test_preparing_and_simplifying_keeps_names_safe_and_results_equal() -> None:

@@ -70,12 +70,30 @@ def refuse_code(config: object, path: Path, options: Options = _NOTHING) -> None
         require_connected(part.get("layers"), path)
         if isinstance(part.get("class_name"), str):
             _refuse_object(part, path, options)
+            _refuse_nonsense(part, path)
     if _calls(config) > _MAX_CALLS:
         raise ModelError(
             f"{path}: the model has more than {_MAX_CALLS:,} layers, counting those of models inside models",
             cause="models that call each other several times multiply; Keras walks through every call",
             action="build it from fewer of them",
         )
+
+
+def _refuse_nonsense(part: Mapping[str, Any], path: Path) -> None:
+    """What Keras believes without looking, and only others trip over."""
+    config = part.get("config")
+    given: Mapping[str, Any] = config if isinstance(config, Mapping) else {}
+    name = given.get("name")
+    if not isinstance(name, str | None):
+        raise _nonsense(path, f"{part['class_name']} is named {name!r}", "a name is a text")
+    for key in ("batch_input_shape", "batch_shape"):
+        shape = given.get(key)
+        if isinstance(shape, list) and not all(size is None or type(size) is int for size in shape):
+            raise _nonsense(path, f"layer '{_name(part)}' has the {key} {shape}", "a size is a whole number, or open")
+
+
+def _nonsense(path: Path, what: str, cause: str) -> ModelError:
+    return ModelError(f"{path}: {what}", cause=cause, action="save the model again")
 
 
 def _calls(part: object) -> int:

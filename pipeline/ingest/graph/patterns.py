@@ -87,14 +87,14 @@ def _einsum(graph: Graph, node: Node) -> None:
     matrix = kernel.reshape(int(np.prod(kernel.shape[:count])), -1)
     kept = shape[: len(shape) - count]
     dense = _reshaped(graph, node, node.inputs[0], (*kept, matrix.shape[0]), "rows")
-    middle = replace(node, name=f"{node.name}/dense", kind=DENSE, inputs=(dense, ""), attributes={})
+    middle = replace(node, name=f"{node.name}#dense", kind=DENSE, inputs=(dense, ""), attributes={})
     graph.nodes[middle.name] = graph.with_constant(middle, 1, matrix, "kernel")
     graph.shapes[middle.output] = (*kept, matrix.shape[1])
     graph.types[middle.output] = graph.types[node.output]
     target = np.array([-1, *wanted[1:]], np.int32)
     back = replace(node, kind="Reshape", inputs=(middle.output, ""), attributes={})
     graph.nodes[node.name] = graph.with_constant(back, 1, target, "shape")
-    _in_order(graph, node.name)
+    in_order(graph, node.name)
 
 
 def _summed_axes(equation: str) -> int:
@@ -113,7 +113,7 @@ def _reshaped(graph: Graph, node: Node, tensor: str, shape: tuple[int | None, ..
     """The tensor itself if it has the shape, or that of a new `Reshape`."""
     if graph.shapes[tensor] == shape:
         return tensor
-    name = f"{node.name}/{role}"
+    name = f"{node.name}#{role}"
     made = Node(name=name, kind="Reshape", inputs=(tensor, ""), attributes={}, outputs=1)
     target = np.array([-1 if size is None else size for size in shape], np.int32)
     graph.nodes[name] = graph.with_constant(made, 1, target, "shape")
@@ -121,9 +121,12 @@ def _reshaped(graph: Graph, node: Node, tensor: str, shape: tuple[int | None, ..
     return made.output
 
 
-def _in_order(graph: Graph, last: str) -> None:
-    """Put what was added for a node, and then the node, in the node's old place."""
-    added = [name for name in graph.nodes if name.startswith(f"{last}/")]
+def in_order(graph: Graph, last: str) -> None:
+    """Put what was added for a node, and then the node, in the node's old place.
+
+    What was added has a `#` behind the node's name, which TensorFlow takes in no name of its own.
+    """
+    added = [name for name in graph.nodes if name.startswith(f"{last}#")]
     nodes: dict[str, Node] = {}
     for name, node in graph.nodes.items():
         if name == last:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from edgebuild.export.errors import ModelError
+from edgebuild.pipeline.ingest.keras import wiring
 
 _OWN_MODULES: Final = ("tf_keras.src.layers.", "tf_keras.src.engine.", "edgebuild.pipeline.ingest.graph.layers")
 _CAUSE_LENGTH: Final = 300
@@ -22,7 +23,8 @@ def loading(path: Path, what: str, action: str) -> Iterator[None]:
     from tensorflow.python.saved_model.nested_structure_coder import NotEncodableError
 
     try:
-        yield
+        with wiring.bounded(path):
+            yield
     except (
         ArithmeticError,
         AssertionError,

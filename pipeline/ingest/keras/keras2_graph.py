@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from edgebuild.pipeline.ingest.graph.names import unique
@@ -26,13 +27,26 @@ def graph_of(model: Any) -> Graph:
                 outputs=tf.nest.flatten(node.outputs),
                 steps=_steps(node),
             )
-            for node in nodes
+            for node in _needed(nodes, model.outputs)
             if not node.is_input
         ],
         outputs=dict(zip(unique(model.output_names), model.outputs, strict=True)),
         is_tensor=lambda leaf: isinstance(leaf, KerasTensor),
         inner=lambda layer: graph_of(layer) if is_functional(layer) else None,
     )
+
+
+def _needed(nodes: Sequence[Any], outputs: Sequence[Any]) -> list[Any]:
+    """Those that outputs need, in their order; layers that only a loss took are among all, in no order at all."""
+    import tensorflow as tf
+
+    needed = set(map(id, outputs))
+    kept = []
+    for node in reversed(nodes):
+        if needed.intersection(map(id, tf.nest.flatten(node.outputs))):
+            kept.append(node)
+            needed.update(map(id, node.keras_inputs))
+    return kept[::-1]
 
 
 def is_functional(layer: Any) -> bool:

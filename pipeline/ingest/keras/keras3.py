@@ -43,7 +43,7 @@ def read(path: Path, held: int, options: Options) -> Reading:
     layers = source._flatten_layers(include_self=False)
     notes = precision.in_float32(layers, path, lambda layer: setattr(layer, "dtype_policy", "float32"))
     program = sizes.settled(program_of(source, path), options.input_shapes, path)
-    flat, run = replay(program, source.name), partial(_outputs, source)
+    flat, run = replay(program, source.name), partial(_outputs, source, path)
     float_model.input_specs(_reading(program, flat))  # Refuses by name what no seeded data could be made for.
     require_bounded(graph_of(flat.model))
     if flat.carried and not keras_proof.is_equal(flat, run):
@@ -170,10 +170,12 @@ def _either(operation: type, layer: type | None) -> type:
     return Either
 
 
-def _outputs(model: Any, arrays: Sequence[Any]) -> list[Any]:
+def _outputs(model: Any, path: Path, arrays: Sequence[Any]) -> list[Any]:
+    """What Keras 3 itself gives; a call may have arguments in the file that are none."""
     import keras
 
     structure = getattr(model, "_inputs_struct", None)  # A sequential model has one input and no structure.
     inputs = arrays[0] if structure is None else keras.tree.pack_sequence_as(structure, list(arrays))
-    results = keras.tree.flatten(model(inputs, training=False))
+    with loading(path, "and run by Keras 3, which wrote it", "save it again with the Keras that wrote it"):
+        results = keras.tree.flatten(model(inputs, training=False))
     return [keras.ops.convert_to_numpy(result) for result in results]

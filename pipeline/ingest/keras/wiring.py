@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict, deque
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,45 @@ def require_connected(layers: object, path: Path) -> None:
             cause="its inputs come from itself, or from a call that the configuration does not hold",
             action="save the model again",
         )
+
+
+@contextmanager
+def bounded(path: Path) -> Iterator[None]:
+    """Within it, tf_keras does not try for ever: how it counts a model's calls is not in every configuration.
+
+    Raises:
+        ModelError: within it; it went through a model's layers more often than they have calls.
+    """
+    from tf_keras.src.engine import functional
+
+    original = functional.reconstruct_from_config
+
+    def watched(config: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        return original({**config, "layers": _Rounds(path, config["layers"])}, *args, **kwargs)
+
+    functional.reconstruct_from_config = watched
+    try:
+        yield
+    finally:
+        functional.reconstruct_from_config = original
+
+
+class _Rounds(list[Any]):
+    """A model's layers, which tf_keras goes through once to make them, then until each of their calls is done."""
+
+    def __init__(self, path: Path, layers: list[Any]) -> None:
+        super().__init__(layers)
+        self._path, self._left = path, 2 + sum(len(_nodes(layer)) for layer in layers)
+
+    def __iter__(self) -> Iterator[Any]:
+        self._left -= 1
+        if self._left < 0:
+            raise ModelError(
+                f"{self._path}: some of its layers can never be called",
+                cause="they take a call of another layer that the configuration does not hold",
+                action="save the model again",
+            )
+        return super().__iter__()
 
 
 def _stuck(layers: Mapping[str, Mapping[str, Any]]) -> str | None:

@@ -100,7 +100,7 @@ class _Search:
     ) -> None:
         self._folder, self._references, self._failed = folder, references, failed
         self._way_s, self._batched = way_s, batched
-        self._tried = [f"{name}: {why}" for name, why in failed.items()]
+        self._tried = list(failed.items())
         self._parted = ""
         self._second_best: dict[str, Any] | None = None
 
@@ -108,7 +108,7 @@ class _Search:
         """The first way that succeeds, or else the first that computes right: it can still be inspected and trained.
 
         Raises:
-            ModelError: every way fails; says why, for each.
+            ModelError: every way fails; says each reason once, with the ways it holds for.
         """
         for name, source, way in _ways(model, self._folded(model)):
             found = None if name in self._failed else self._try(name, source, way)
@@ -116,7 +116,7 @@ class _Search:
                 return found
         if self._second_best:
             return self._second_best
-        raise ModelError("no way of converting it computes the same", cause=self._parted + "; ".join(self._tried))
+        raise ModelError("no way of converting it computes the same", cause=self._parted + _reasons(self._tried))
 
     def _folded(self, model: Any) -> Any:
         if FOLDING in self._failed:
@@ -131,11 +131,11 @@ class _Search:
                 conversion = way()
             found = matches(conversion, self._references, batched=self._batched)
         except Exception as e:  # noqa: BLE001 - onnx2tf and TensorFlow raise what they run into; there are other ways
-            self._tried.append(f"{name}: {_why(e)}")
+            self._tried.append((name, _why(e)))
             return None
         error = max(match.error for match in found)
         if error > parity.MAX_RELATIVE_ERROR:
-            self._tried.append(f"{name}: off by {error:.2g} of the outputs' range")
+            self._tried.append((name, f"off by {error:.2g} of the outputs' range"))
             self._parted = self._parted or _parting(source, conversion, self._references[0][0], name)
             return None
         if exports(conversion):
@@ -158,8 +158,8 @@ def _parting(model: Any, conversion: Conversion, arrays: list[Any], name: str) -
 
     try:
         node = first_difference(model, conversion, arrays)
-    except Exception:  # noqa: BLE001 - it is only to say more; the refusal stands either way
-        return ""
+    except Exception as e:  # noqa: BLE001 - it is only to say more; the refusal stands either way
+        return f"by {name} they part, and where can't be told ({_why(e)}); "
     return f"by {name} they part at {node}; " if node else ""
 
 
@@ -179,6 +179,13 @@ def _ways(model: Any, small: Any) -> list[tuple[str, Any, Callable[[], Conversio
         ("operator by operator", small, lambda: directly(small)),
         ("operator by operator, constants unfolded", model, lambda: directly(model)),
     ]
+
+
+def _reasons(tried: Sequence[tuple[str, str]]) -> str:
+    ways: dict[str, list[str]] = {}
+    for name, why in tried:
+        ways.setdefault(why, []).append(name)
+    return "; ".join(f"{' and '.join(names)}: {why}" for why, names in ways.items())
 
 
 def _why(error: Exception) -> str:

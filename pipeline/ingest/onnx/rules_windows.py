@@ -176,19 +176,49 @@ def _pool(
         return values
 
     x = tf.convert_to_tensor(x)
-    padded = tf.pad(x, [(0, 0), (0, 0), *whole], constant_values=tf.cast(fill, x.dtype))
+    value = tf.cast(fill, x.dtype)
     if rank == 2 and max(dilations) == 1 and x.dtype.is_floating:
         function = tf.nn.max_pool2d if fill else tf.nn.avg_pool2d
-        result = first(function(last(padded), kernel, strides, "VALID"))
+        padded = tf.pad(last(x), [(0, 0), *whole, (0, 0)], constant_values=value)  # Where lifting finds it.
+        result = first(function(padded, kernel, strides, "VALID"))
         result = result[:, :, : counts[0], : counts[1]]
         return result if fill else result * float(math.prod(kernel)), pooled, whole
-    return pooled(padded), pooled, whole
+    lows = [low for low, _ in whole]
+    places = list(map(_seen, x.shape[2:], lows, kernel, strides, dilations, counts))
+    if fill and not any(place is None for place in places):
+        return _largest(x, places, strides), pooled, whole
+    return pooled(tf.pad(x, [(0, 0), (0, 0), *whole], constant_values=value)), pooled, whole
+
+
+def _seen(size: int, low: int, kernel: int, step: int, dilation: int, count: int) -> Any:
+    """Which places `[kernel, count]` windows look at, and for those over an edge, others of the same window.
+
+    None where a window sees nothing of the image.
+    """
+    places = np.arange(kernel)[:, None] * dilation + np.arange(count) * step - low
+    inside = (places >= 0) & (places < size)
+    lowest, highest = (np.where(inside, places, edge) for edge in (size, -1))
+    return places.clip(lowest.min(0), highest.max(0)) if inside.any(0).all() else None
+
+
+def _largest(x: Any, places: Sequence[Any], strides: Sequence[int]) -> Any:
+    """The largest value at the places of each window, axis by axis: no border, whose value would be in its range."""
+    for axis, (rows, step) in enumerate(zip(places, strides, strict=True), 2):
+        parts = [
+            x[(*[slice(None)] * axis, slice(row[0], row[-1] + 1, step))]
+            if (np.diff(row) == step).all()
+            else tf.gather(x, row, axis=axis)
+            for row in rows
+        ]
+        x = reduce(tf.maximum, parts)
+    return x
 
 
 def _max_pool(node: Node, x: Any) -> Any:
-    if not tf.as_dtype(x.dtype).is_floating:
+    dtype = tf.as_dtype(x.dtype)
+    if not dtype.is_floating:
         raise unsupported(node, "it pools whole numbers")
-    largest, _, whole = _pool(node, x, tf.maximum, -math.inf)
+    largest, _, whole = _pool(node, x, tf.maximum, dtype.min)  # What onnxruntime gives for a window of border alone.
     return (largest, _places(node, x, largest, whole)) if node.outputs > 1 else largest
 
 
