@@ -6,13 +6,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 PACKAGES := calibration device_tests export pipeline targets
 READY := $(VENV)/.ready
+TORCH := $(VENV)/.torch
 
 .PHONY: demo test check lint types clean
 
 demo: $(READY)
 	$(BIN)/edgebuild demo
 
-test: $(READY)
+test: $(TORCH)
 	$(BIN)/python -m pytest
 
 check: lint types
@@ -29,9 +30,14 @@ types: $(READY)
 $(READY): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "edgebuild needs Python 3.10.12 up to 3.11 (tflite-runtime has no later wheel); set PYTHON="; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,mcu,distributed,torch]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,mcu,distributed]'
 	$(BIN)/python -m compileall -q $(PACKAGES)
 	mkdir -p $(VENV)/types && ln -sfn ../.. $(VENV)/types/edgebuild
+	@touch $@
+
+# Only tests of PyTorch exports need it, and some package indexes give a build of several gigabytes.
+$(TORCH): $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[torch]'
 	@touch $@
 
 clean:

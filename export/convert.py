@@ -46,8 +46,9 @@ class Names:
     def of(cls, inputs: Sequence[str], outputs: Sequence[str], *, batched: bool = True) -> Names:
         """Names that are safe stay; if one is not, all are numbered."""
         if all(_SAFE.fullmatch(name) for name in (*inputs, *outputs)):
-            same = ({name: name for name in names} for names in (inputs, outputs))
-            return cls(inputs=next(same), outputs=next(same), batched=batched)
+            return cls(
+                inputs={name: name for name in inputs}, outputs={name: name for name in outputs}, batched=batched
+            )
         return cls(
             inputs={f"input_{i}": name for i, name in enumerate(inputs)},
             outputs={f"output_{i}": name for i, name in enumerate(outputs)},
@@ -89,9 +90,8 @@ def freeze(
         return dict(zip(names.outputs, frozen(*(tensors[name] for name in names.inputs)), strict=True))
 
     call = tf.function(named, autograph=False).get_concrete_function(**{spec.name: spec for spec in specs})
-    options = tf.saved_model.SaveOptions(
-        experimental_custom_gradients=False
-    )  # That of swish captures its beta, and fails.
+    # swish's own gradient captures its beta, and saving it fails.
+    options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
     tf.saved_model.save(tf.Module(), str(folder), signatures={SIGNATURE: call}, options=options)
     (folder / _NAMES).write_text(json.dumps(asdict(names)))
 

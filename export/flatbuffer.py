@@ -10,6 +10,7 @@ import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 import numpy as np
@@ -157,6 +158,18 @@ def read(data: bytes) -> Flatbuffer:
         raise ModelError(
             "the TFLite flatbuffer is damaged", cause=f"{type(e).__name__}: {e}", action="convert or download it again"
         ) from e
+
+
+def read_file(path: Path) -> Flatbuffer:
+    """Parse a .tflite file.
+
+    Raises:
+        ModelError: it can't be read, or is none.
+    """
+    try:
+        return read(path.read_bytes())
+    except OSError as e:
+        raise ModelError(f"{path} can't be read", cause=e.strerror or str(e), action="give a .tflite file") from e
 
 
 class _Reader:

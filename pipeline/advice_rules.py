@@ -5,7 +5,6 @@ A rule finds something in the facts, or nothing. Its two texts name what was fou
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -50,14 +49,17 @@ def _first_unmapped(f: Facts) -> Unmapped | None:
 
 
 def _float_sibling(f: Facts) -> tuple[str, TargetReport] | None:
-    """Another target of the build, in a float format, that agrees ten times better."""
-    siblings = [(name, other) for name, other in f.others.items() if other.precision not in _QUANTIZED]
-    return next(((name, other) for name, other in siblings if _rmse(other) * _TEN_TIMES < _rmse(f.report)), None)
+    """Another target of the build, in a float format, that agrees ten times better; both must have been compared."""
+    mine = f.report.agreement
+    if not isinstance(mine, MeasuredAgreement):
+        return None
+    limit = mine.relative_rmse / _TEN_TIMES
+    floats = [(name, other) for name, other in f.others.items() if other.precision not in _QUANTIZED]
+    return next(((name, other) for name, other in floats if _agrees_within(limit, other)), None)
 
 
-def _rmse(report: TargetReport) -> float:
-    """How far a target is from the float model; beyond any where there is none: no target of such a build has one."""
-    return report.agreement.relative_rmse if isinstance(report.agreement, MeasuredAgreement) else math.inf
+def _agrees_within(limit: float, report: TargetReport) -> bool:
+    return isinstance(report.agreement, MeasuredAgreement) and report.agreement.relative_rmse < limit
 
 
 def _heaviest(f: Facts) -> OperatorCost | None:

@@ -11,7 +11,7 @@ from edgebuild.calibration.errors import Failure
 from edgebuild.device_tests.latency import Latency
 from edgebuild.export.formats import Precision
 from edgebuild.pipeline import gates
-from edgebuild.pipeline.config import LOWER_IS_BETTER, Metric, Project, TargetSettings
+from edgebuild.pipeline.config import Project
 from edgebuild.pipeline.errors import OK, exit_code
 from edgebuild.pipeline.execution.engine import Outcome
 from edgebuild.pipeline.ingest import float_model
@@ -28,6 +28,7 @@ from edgebuild.pipeline.report import (
     Report,
     TargetReport,
 )
+from edgebuild.pipeline.settings import LOWER_IS_BETTER, Metric, TargetSettings
 from edgebuild.pipeline.storage.digests import digest_file
 from edgebuild.pipeline.task import tool_version
 from edgebuild.targets.evidence import Evidence, Figure

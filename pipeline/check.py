@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Final
 
 from edgebuild.export import flatbuffer
-from edgebuild.export.errors import ModelError
 from edgebuild.export.flatbuffer import Flatbuffer, Operator
 from edgebuild.pipeline.errors import GATE_EXIT_CODES, OK, ConfigError
 from edgebuild.targets.placement import Placement, Unmapped
@@ -89,10 +88,7 @@ def check(path: Path, targets: Sequence[str] = (), *, min_mapped: float | None =
 def _read(path: Path) -> Flatbuffer:
     if path.suffix != ".tflite":
         raise ConfigError(f"{path} is no .tflite file", action="build it first, or check build/TARGET/model.tflite")
-    try:
-        return flatbuffer.read(path.read_bytes())
-    except OSError as e:
-        raise ModelError(f"{path} can't be read", cause=str(e), action="give a .tflite file") from e
+    return flatbuffer.read_file(path)
 
 
 def _target(model: Flatbuffer, placement: Placement, min_mapped: float | None, *, asked: bool) -> TargetCheck:

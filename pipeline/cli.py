@@ -63,8 +63,6 @@ _EXPORTS: Final = (
     click.option("--sarif", type=click.Path(path_type=Path, dir_okay=False), help="Write SARIF: placement and gates."),
     click.option("--markdown", type=click.Path(path_type=Path, dir_okay=False), help="Write a job's summary."),
 )
-
-
 _CODE: Final = (
     click.option("--custom", multiple=True, metavar="MODULE", help="Import a module that registers Keras layers."),
     click.option("--trust-model-code", is_flag=True, help="Let code inside the model file run, such as Lambda layers."),
@@ -124,7 +122,9 @@ def cli(ctx: click.Context, *, debug: bool) -> None:
 )
 @click.option("--set", "overrides", multiple=True, metavar="KEY.PATH=VALUE", help="Override a setting; repeatable.")
 @click.option(
-    "--until", metavar="STAGE", help="Stop after ingest, samples, reference, calibrate, convert, verify or package."
+    "--until",
+    metavar="STAGE",
+    help="Stop after ingest, adopt, samples, compress, reference, calibrate, convert, verify, weigh or package.",
 )
 @click.option("--dry-run", is_flag=True, help="Show the plan and what the store holds; run nothing.")
 @click.option("--explain", is_flag=True, help="Say why each stage ran, or with --dry-run would run.")

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
+from edgebuild.export import flatbuffer
 from edgebuild.export.errors import ModelError
 from edgebuild.pipeline import finished
 from edgebuild.pipeline.comparison import readings, regression, same_outputs
@@ -134,7 +135,7 @@ def _only_one_holds(a: Finished, b: Finished) -> list[str]:
 
 
 def _flatbuffers(a: Path, b: Path, data: Path | None, tolerances: Sequence[Tolerance]) -> Comparison:
-    models = {path: same_outputs.read(path) for path in (a, b)}
+    models = {path: flatbuffer.read_file(path) for path in (a, b)}
     sides = [readings.of_flatbuffer(path.read_bytes(), models[path]) for path in (a, b)]
     found, same, why = _differences(*sides), None, ""
     try:

@@ -9,9 +9,9 @@ from typing import Final
 from edgebuild.device_tests.latency import Latency, against
 from edgebuild.export.agreement import Agreement
 from edgebuild.export.formats import Precision
-from edgebuild.pipeline.config import Board, Gates, TargetSettings
 from edgebuild.pipeline.errors import GATE_EXIT_CODES, INCONCLUSIVE_LATENCY, OK
 from edgebuild.pipeline.report import GateResult, MetricFigure, NoAgreement, NoLatency, Verdict
+from edgebuild.pipeline.settings import Board, Gates, TargetSettings
 from edgebuild.targets.evidence import Figure
 from edgebuild.targets.placement import Placement
 from edgebuild.targets.profile import load_profile

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from edgebuild.export import recognise
-from edgebuild.export.errors import ModelError
-from edgebuild.export.flatbuffer import Flatbuffer, Operator, Tensor, read
+from edgebuild.export.flatbuffer import Flatbuffer, Tensor, read_file
 from edgebuild.pipeline.execution.engine import Event, execute
-from edgebuild.pipeline.ingest import fitness, float_model
+from edgebuild.pipeline.ingest import adopted, fitness, float_model, folding
 from edgebuild.pipeline.ingest.fitness import Fitness
+from edgebuild.pipeline.ingest.float_model import Layer
 from edgebuild.pipeline.ingest.source import Options
 from edgebuild.pipeline.plan import model_task
 from edgebuild.pipeline.storage.location import default_root
@@ -48,7 +48,11 @@ class Node:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Summary:
-    """A whole model; `notes` tell what came in otherwise than one would wish."""
+    """A whole model; `notes` tell what came in otherwise than one would wish.
+
+    `prunable_parameters` are weights in layers that can be pruned, None where nothing can be trained;
+    `folding_parameters` are those of layers that fold into another, of which nothing reaches an artifact.
+    """
 
     format: str
     inputs: tuple[End, ...]
@@ -57,12 +61,8 @@ class Summary:
     parameters: int
     macs: int
     notes: tuple[str, ...] = ()
-
-    @property
-    def prunable_parameters(self) -> int | None:
-        """Weights in layers that can be pruned; None where nothing can be trained."""
-        judged = [node for node in self.nodes if node.fitness is not None]
-        return sum(node.parameters for node in judged if node.fitness and node.fitness.prunable) if judged else None
+    prunable_parameters: int | None = None
+    folding_parameters: int = 0
 
 
 def inspect(
@@ -75,9 +75,11 @@ def inspect(
 
     Raises:
         ModelError: it can't be read.
+        ConfigError: `options` choose something that a flatbuffer leaves no choice of.
     """
-    if path.suffix == ".tflite":
-        return _of_flatbuffer(_read(path))
+    if adopted.is_flatbuffer(path):
+        adopted.require_no_choice(path, options)
+        return _of_flatbuffer(read_file(path))
     from edgebuild.pipeline.ingest.load import source_format
 
     source_format(path)
@@ -85,29 +87,17 @@ def inspect(
     outcome = execute({task.key: task}, [task.key], store or Store(default_root()), jobs=1, on_event=on_event)
     if task.key in outcome.failures:
         raise outcome.failures[task.key]
-    return _of_float_model(float_model.describe(outcome.results[task.key]))
+    return _of_float_model(outcome.results[task.key])
 
 
-def _read(path: Path) -> Flatbuffer:
-    try:
-        return read(path.read_bytes())
-    except OSError as e:
-        raise ModelError(f"{path} can't be read", cause=str(e), action="give a model file or folder") from e
-
-
-def _of_float_model(described: float_model.Description) -> Summary:
-    nodes = tuple(
-        Node(
-            index=index,
-            name=layer.name,
-            kind=layer.kind,
-            shape=_plain(layer.output_shape),
-            parameters=layer.parameters,
-            macs=layer.macs,
-            fitness=fitness.of(layer.kind, layer.parameters),
-        )
-        for index, layer in enumerate(described.layers)
-    )
+def _of_float_model(folder: Path) -> Summary:
+    described = float_model.describe(folder)
+    ranks = {layer.name: len(layer.output_shape) for layer in described.layers}
+    folds = folding.folded(json.loads((folder / "architecture.json").read_bytes()), ranks)
+    judged = [
+        (layer, fitness.of(layer.kind, layer.parameters, folds.get(layer.name, ""))) for layer in described.layers
+    ]
+    nodes = tuple(_node(index, layer, fit) for index, (layer, fit) in enumerate(judged))
     ends, batch = described.source_inputs, (-1,) if described.batched else ()
     outputs = zip(described.outputs, described.output_shapes, strict=True)
     return Summary(
@@ -118,13 +108,15 @@ def _of_float_model(described: float_model.Description) -> Summary:
         parameters=described.parameters,
         macs=sum(node.macs for node in nodes),
         notes=described.notes,
+        prunable_parameters=sum(layer.parameters for layer, fit in judged if fit.prunable),
+        folding_parameters=sum(layer.parameters for layer, fit in judged if fit.folds_into),
     )
 
 
 def _of_flatbuffer(model: Flatbuffer) -> Summary:
-    nodes = tuple(_node(model, operator) for operator in model.main.operators)
+    nodes = tuple(_node(index, layer) for index, layer in enumerate(adopted.layers(model)))
     return Summary(
-        format="TFLite flatbuffer",
+        format=adopted.FORMAT,
         inputs=tuple(_end(name, tensor) for name, tensor in model.inputs.items()),
         outputs=tuple(_end(name, tensor) for name, tensor in model.outputs.items()),
         nodes=nodes,
@@ -133,15 +125,15 @@ def _of_flatbuffer(model: Flatbuffer) -> Summary:
     )
 
 
-def _node(model: Flatbuffer, operator: Operator) -> Node:
-    output = model.main.tensors[operator.outputs[0]] if operator.outputs else None
+def _node(index: int, layer: Layer, fit: Fitness | None = None) -> Node:
     return Node(
-        index=operator.index,
-        name=output.name if output else "",
-        kind=operator.kind,
-        shape=output.shape if output else (),
-        parameters=recognise.parameters(model, operator),
-        macs=recognise.macs(model, operator),
+        index=index,
+        name=layer.name,
+        kind=layer.kind,
+        shape=_plain(layer.output_shape),
+        parameters=layer.parameters,
+        macs=layer.macs,
+        fitness=fit,
     )
 
 

@@ -32,11 +32,13 @@ from edgebuild.pipeline import build as building
 from edgebuild.pipeline import config as configuration
 from edgebuild.pipeline import plan as planning
 from edgebuild.pipeline.build import BuildResult
-from edgebuild.pipeline.config import Project, Record
+from edgebuild.pipeline.config import Project
 from edgebuild.pipeline.errors import OK, ConfigError
 from edgebuild.pipeline.execution.engine import Event, Runner, execute
 from edgebuild.pipeline.execution.workers import Limits
 from edgebuild.pipeline.plan import Plan
+from edgebuild.pipeline.record import Record
+from edgebuild.pipeline.settings import nearest
 from edgebuild.pipeline.storage.sessions import session
 from edgebuild.pipeline.storage.shared_store import default_store
 from edgebuild.pipeline.storage.store import Store
@@ -177,7 +179,7 @@ def _problem(error: ErrorDetails) -> str:
     key = ".".join(map(str, error["loc"]))
     if error["type"] == "extra_forbidden":
         record = Listed if len(error["loc"]) > 1 else MatrixFile
-        return f"{key}: unknown key{configuration.nearest(str(error['loc'][-1]), record.model_fields)}"
+        return f"{key}: unknown key{nearest(str(error['loc'][-1]), record.model_fields)}"
     if error["type"] in ("missing", "too_short"):
         return f"{key}: required, and missing"
     if error["type"] == "model_type":

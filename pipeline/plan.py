@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias
 
-from edgebuild.export import recognise
+from edgebuild.export import flatbuffer, recognise
 from edgebuild.export.formats import IoType, Precision
 from edgebuild.pipeline import stages
-from edgebuild.pipeline.config import DataSource, Project, TargetSettings
+from edgebuild.pipeline.compress.settings import Compression
+from edgebuild.pipeline.config import Project
 from edgebuild.pipeline.errors import ConfigError
 from edgebuild.pipeline.ingest import adopted, load
 from edgebuild.pipeline.ingest.onnx import data as onnx_data
 from edgebuild.pipeline.ingest.source import Options
+from edgebuild.pipeline.settings import DataSource, TargetSettings
 from edgebuild.pipeline.task import Source, Task, key
 from edgebuild.pipeline.user_code import code_sources, source_at
 from edgebuild.targets.registry import TARGETS, target
@@ -22,29 +24,59 @@ from edgebuild.targets.registry import TARGETS, target
 QUANTIZED: Final = ("int8", "int16x8")
 Role: TypeAlias = Literal["evaluation", "calibration"]
 UNTIL: Final = tuple(stages.STAGES)
+UNCOMPRESSED: Final = "as it is"
 _PLAIN: Final = Options()
+_LABELS: Final[Mapping[str, stages.Labels]] = {
+    "evaluation": "required",
+    "training": "taken",
+    "calibration": "left",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Version:
+    """A target's flatbuffer of one float model: the source, or what a step of `compress` made, which `title` says.
+
+    `weighed` is empty where nothing is compressed: there is nothing to hold it against.
+    """
+
+    title: str
+    artifact: str
+    verified: str
+    weighed: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Export:
-    """How one target's flatbuffer is made, and the keys of its results."""
+    """How one target's flatbuffer is made, and the keys of its results; `versions` end in the one that ships."""
 
     precision: Precision
     io: IoType
-    artifact: str
-    verified: str
+    versions: tuple[Version, ...]
     packaged: str
+
+    @property
+    def artifact(self) -> str:
+        """The key of the flatbuffer that ships."""
+        return self.versions[-1].artifact
+
+    @property
+    def verified(self) -> str:
+        """The key of its figures over samples."""
+        return self.versions[-1].verified
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """Tasks by key, each after the tasks it needs, and what each target gets out of them.
 
-    `evaluated_on` is `evaluation`, or `calibration` where there is nothing better.
+    `steps` are the keys of the float models that compression made, one after the other. `evaluated_on` is `evaluation`,
+    or `calibration` where there is nothing better.
     """
 
     tasks: Mapping[str, Task]
     model: str
+    steps: tuple[str, ...]
     exports: Mapping[str, Export]
     evaluated_on: Role
     model_digest: str
@@ -52,8 +84,10 @@ class Plan:
     @property
     def goals(self) -> tuple[str, ...]:
         """The keys of what a build reads in the end."""
-        ends = (key for export in self.exports.values() for key in (export.verified, export.packaged))
-        return (self.model, *dict.fromkeys(ends))
+        packaged = [export.packaged for export in self.exports.values()]
+        found = [v for export in self.exports.values() if self.steps for v in export.versions]
+        figures = [key for version in found for key in (version.verified, version.weighed)]
+        return (self.model, *dict.fromkeys([*packaged, *(e.verified for e in self.exports.values()), *figures]))
 
     def until(self, stage: str) -> Mapping[str, Task]:
         """The tasks of `stage` and of those before it.
@@ -108,9 +142,14 @@ def model_task(path: Path, options: Options = _PLAIN, folder: Path | None = None
 
 
 def source_task(path: Path, options: Options, folder: Path) -> Task:
-    """The first task of a plan: ingest a model that can be trained, or take a flatbuffer as it is."""
+    """The first task of a plan: ingest a model that can be trained, or take a flatbuffer as it is.
+
+    Raises:
+        ConfigError: `options` choose something that a flatbuffer leaves no choice of.
+    """
     if not adopted.is_flatbuffer(path):
         return model_task(path, options, folder)
+    adopted.require_no_choice(path, options)
     task = Task(
         stage="adopt",
         parameters=stages.Nothing(),
@@ -138,7 +177,7 @@ class _Planner:
         self._project = project
         self._config = project.config
         self._tasks: dict[str, Task] = {}
-        self._given = adopted.read(project.model) if adopted.is_flatbuffer(project.model) else None
+        self._given = flatbuffer.read_file(project.model) if adopted.is_flatbuffer(project.model) else None
         self._ingested = self._put(source_task(project.model, model_options(project), project.folder))
 
     def plan(self, names: Sequence[str]) -> Plan:
@@ -146,56 +185,92 @@ class _Planner:
         role: Role = "evaluation" if data.evaluation else "calibration"
         evaluation = self._samples(role)
         self._require_trainable_for(names)
-        reference = self._reference(evaluation) if self._given is None else None
-        exports = {name: self._export(name, evaluation, reference) for name in names}
+        models = ((UNCOMPRESSED, self._ingested), *self._compressed())
+        exports = {name: self._export(name, evaluation, models) for name in names}
         return Plan(
             tasks=self._tasks,
             model=self._ingested,
+            steps=tuple(key for _, key in models[1:]),
             exports=exports,
             evaluated_on=role,
             model_digest=self._tasks[self._ingested].sources["model"].digest,
         )
 
-    def _reference(self, evaluation: str) -> str:
-        return self._add("reference", "run the float model", {"model": self._ingested, "samples": evaluation})
+    def _compressed(self) -> Iterator[tuple[str, str]]:
+        """The float model after each step of compression: what the step does, and the task's key."""
+        model, data = self._ingested, self._config.data
+        inputs = {"source": model}
+        if self._config.compress and (data.training or data.calibration):
+            inputs["samples"] = self._samples("training" if data.training else "calibration")
+        for step in self._config.compress:
+            parameters = Compression(
+                technique=step.technique.settled(trains=data.training is not None),
+                output=self._config.metric.output,
+                seed=self._config.seed,
+            )
+            _require_samples(parameters, inputs)
+            model = self._add("compress", str(parameters.technique), {"model": model, **inputs}, parameters)
+            yield str(parameters.technique), model
 
-    def _export(self, name: str, evaluation: str, reference: str | None) -> Export:
+    def _export(self, name: str, evaluation: str, models: Sequence[tuple[str, str]]) -> Export:
         if self._given is None:
             precision, io = _format(name, self._config.targets.get(name, TargetSettings()))
-            artifact = self._artifact(name, precision, io)
         else:
-            precision, io, artifact = recognise.precision(self._given), recognise.io_type(self._given), self._ingested
+            precision, io = recognise.precision(self._given), recognise.io_type(self._given)
+        versions = tuple(self._version(title, model, name, precision, io, evaluation) for title, model in models)
+        inputs = {"artifact": versions[-1].artifact, "verified": versions[-1].verified}
+        packaged = self._add("package", f"package {name}", inputs, stages.PackageParameters(target=name))
+        return Export(precision=precision, io=io, versions=versions, packaged=packaged)
+
+    def _version(self, title: str, model: str, name: str, precision: Precision, io: IoType, evaluation: str) -> Version:
+        after = f" after {title}" if model != self._ingested else ""
+        artifact = self._ingested if self._given is not None else self._artifact(model, name, precision, io, after)
+        form = _format_name(precision, io) + after
         metric = self._config.metric.name if self._config.data.evaluation else ""
         verified = self._add(
             "verify",
-            f"verify {_format_name(precision, io)}",
-            {"artifact": artifact, "samples": evaluation} | ({"reference": reference} if reference else {}),
+            f"verify {form}",
+            {"artifact": artifact, "samples": evaluation, **self._references(model, evaluation)},
             stages.VerifyParameters(metric=metric, output=self._config.metric.output),
             code_sources("metric", metric, self._project.folder) if ":" in metric else {},
         )
-        inputs = {"artifact": artifact, "verified": verified}
-        packaged = self._add("package", f"package {name}", inputs, stages.PackageParameters(target=name))
-        return Export(precision=precision, io=io, artifact=artifact, verified=verified, packaged=packaged)
+        weighed = self._add("weigh", f"weigh {form}", {"artifact": artifact}) if self._config.compress else ""
+        return Version(title=title, artifact=artifact, verified=verified, weighed=weighed)
+
+    def _references(self, model: str, evaluation: str) -> dict[str, str]:
+        """Outputs of the float model that is converted, and of the source where that is another."""
+        if self._given is not None:
+            return {}
+        source = self._add("reference", "run the float model", {"model": self._ingested, "samples": evaluation})
+        if model == self._ingested:
+            return {"reference": source}
+        title = f"run the float model after {self._tasks[model].title}"
+        reference = self._add("reference", title, {"model": model, "samples": evaluation})
+        return {"reference": reference, "source": source}
 
     def _require_trainable_for(self, names: Sequence[str]) -> None:
         """Refuse what a flatbuffer can't be turned into: it keeps its format, for good."""
         if self._given is None:
             return
-        found = (recognise.precision(self._given), recognise.io_type(self._given))
-        refused = [
-            f"targets.{name}: {wanted}"
-            for name in names
-            if (wanted := unfit(name, self._config.targets.get(name, TargetSettings()), *found))
-        ]
-        if refused:
+        if self._config.compress:
             raise ConfigError(
-                f"{self._config.model.path} can't be built for {refused[0].removeprefix('targets.').partition(':')[0]}",
-                cause="\n".join([f"a flatbuffer can't be converted: this one is {found[0]}, {found[1]} in", *refused]),
+                f"{self._config.model.path} can't be compressed",
+                cause="a flatbuffer's weights are constants, in a form that nothing can train",
+                action="give the trained source model, or leave `compress` out",
+            )
+        found = (recognise.precision(self._given), recognise.io_type(self._given))
+        wanted = {name: unfit(name, self._config.targets.get(name, TargetSettings()), *found) for name in names}
+        refused = [name for name in names if wanted[name]]
+        if refused:
+            reasons = [f"targets.{name}: {wanted[name]}" for name in refused]
+            raise ConfigError(
+                f"{self._config.model.path} can't be built for {', '.join(refused)}",
+                cause="\n".join([f"a flatbuffer can't be converted: this one is {found[0]}, {found[1]} in", *reasons]),
                 action="give the trained source model, or leave these targets out with -t",
             )
 
-    def _artifact(self, name: str, precision: Precision, io: IoType) -> str:
-        inputs = {"model": self._ingested}
+    def _artifact(self, model: str, name: str, precision: Precision, io: IoType, after: str) -> str:
+        inputs = {"model": model}
         if precision in QUANTIZED:
             if self._config.data.calibration is None:
                 raise ConfigError(
@@ -205,14 +280,15 @@ class _Planner:
                 )
             inputs["samples"] = self._samples("calibration")
         if precision == "int8":
-            inputs["calibrated"] = self._add("calibrate", "calibrate", dict(inputs))
+            inputs["calibrated"] = self._add("calibrate", f"calibrate{after}", dict(inputs))
         parameters = stages.ConvertParameters(precision=precision, io=io)
-        return self._add("convert", f"convert {_format_name(precision, io)}", inputs, parameters)
+        return self._add("convert", f"convert {_format_name(precision, io)}{after}", inputs, parameters)
 
-    def _samples(self, role: Role) -> str:
+    def _samples(self, role: Role | Literal["training"]) -> str:
         source: DataSource = getattr(self._config.data, role)
-        needs_labels = role == "evaluation"
-        parameters = stages.SamplesParameters(function=source.function or "", count=source.samples, labels=needs_labels)
+        parameters = stages.SamplesParameters(
+            function=source.function or "", count=source.samples, labels=_LABELS[role]
+        )
         if source.function:
             sources = code_sources("data", source.function, self._project.folder)
         else:
@@ -249,6 +325,15 @@ def _chosen(project: Project, targets: Sequence[str]) -> Sequence[str]:
     for name in targets:
         target(name)
     return tuple(dict.fromkeys(targets)) or tuple(configured)
+
+
+def _require_samples(step: Compression, inputs: Mapping[str, str]) -> None:
+    if step.technique.needs_samples and "samples" not in inputs:
+        raise ConfigError(
+            f"compress: {step.technique} needs samples",
+            cause="there is neither data.training nor data.calibration; evaluation data must stay unseen",
+            action="give one of them: without labels the uncompressed model is the teacher",
+        )
 
 
 def _format(name: str, settings: TargetSettings) -> tuple[Precision, IoType]:

@@ -10,12 +10,16 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 from edgebuild.export.formats import IoType, Precision
 from edgebuild.pipeline.ingest.source import Options
 from edgebuild.pipeline.task import Stage
 
+if TYPE_CHECKING:
+    from edgebuild.pipeline.compress.settings import Compression
+
+Labels: TypeAlias = Literal["required", "taken", "left"]
 _BATCH: Final = 64
 VECTORS: Final = 3  # Known answers that go with a firmware package.
 _PREFIX: Final = ":"  # numpy takes arrays as keywords, and a model may name an input `file`.
@@ -28,11 +32,11 @@ class Nothing:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplesParameters:
-    """`function` is `package.module:function`, or empty for a file; `labels` whether labels are required."""
+    """`function` is `package.module:function`, or empty for a file; `labels` are required, taken if any, or left."""
 
     function: str
     count: int | None
-    labels: bool
+    labels: Labels
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,9 +87,16 @@ def samples(parameters: SamplesParameters, inputs: Mapping[str, Path], out: Path
     checks.check(arrays, source)
     described = float_model.describe(inputs["model"])
     matched = described.to_model_layout(checks.match(arrays, described.source_inputs, source))
-    if parameters.labels:
+    if parameters.labels == "required" or (parameters.labels == "taken" and loader.LABELS in arrays):
         matched |= {loader.LABELS: checks.labels(arrays, source)}
     save_arrays(out / "samples.npz", loader.choose(matched, parameters.count))
+
+
+def compress(parameters: Compression, inputs: Mapping[str, Path], out: Path) -> None:
+    """`model`, `source`, perhaps `samples` -> a float model made smaller by one technique (see `compress.steps`)."""
+    from edgebuild.pipeline.compress import steps
+
+    steps.apply(parameters, inputs, out)
 
 
 def reference(_: Nothing, inputs: Mapping[str, Path], out: Path) -> None:
@@ -131,7 +142,8 @@ def convert(parameters: ConvertParameters, inputs: Mapping[str, Path], out: Path
 def verify(parameters: VerifyParameters, inputs: Mapping[str, Path], out: Path) -> None:
     """`artifact`, `samples`, `reference` -> `verify.json` (agreement, metric) and `vectors.npz` (known answers).
 
-    Without a `reference`, where the source is the artifact itself, there is no agreement and no float model's metric.
+    `reference` is what the float model gives; without one, where the source is the artifact itself, there is neither
+    agreement nor a float model's metric. With `source` that metric is the source's, and the reference is compressed.
     """
     from edgebuild.export import agreement
     from edgebuild.export.interpreter import Interpreter
@@ -144,13 +156,26 @@ def verify(parameters: VerifyParameters, inputs: Mapping[str, Path], out: Path) 
     got = interpreter.predict(arrays)  # By name: the flatbuffer's order of outputs is its own.
     result: dict[str, Any] = {"agreement": asdict(agreement.compare(wanted, got)) if wanted else None, "metric": None}
     if parameters.metric and labels is not None:
+        source = load_arrays(inputs["source"] / "outputs.npz") if "source" in inputs else wanted
         scores = [
             metrics.score(parameters.metric, outputs, labels, parameters.output) if outputs else None
-            for outputs in (wanted, got)
+            for outputs in (source, got)
         ]
         result["metric"] = {"float": scores[0], "target": scores[1], "n": len(labels)}
     write_json(out / "verify.json", result)
     save_arrays(out / "vectors.npz", _vectors(interpreter, arrays))
+
+
+def weigh(_: Nothing, inputs: Mapping[str, Path], out: Path) -> None:
+    """`artifact` -> `weights.json`: bytes, bytes with gzip -9, and what each weight tensor is like."""
+    import gzip
+
+    from edgebuild.export import flatbuffer, weights
+
+    data = (inputs["artifact"] / "model.tflite").read_bytes()
+    found = [asdict(tensor) for tensor in weights.measure(flatbuffer.read(data))]
+    size = {"size_bytes": len(data), "gzip_bytes": len(gzip.compress(data, 9, mtime=0))}
+    write_json(out / "weights.json", {**size, "weights": found})
 
 
 def package(parameters: PackageParameters, inputs: Mapping[str, Path], out: Path) -> None:
@@ -195,10 +220,18 @@ STAGES: Final[dict[str, Stage]] = {
         ),
         Stage(name="adopt", version=1, function=adopt, worker="light", tools=()),
         Stage(name="samples", version=1, function=samples, worker="light", tools=("numpy",)),
+        Stage(
+            name="compress",
+            version=1,
+            function=compress,
+            worker="tensorflow",
+            tools=("tensorflow", "tf-keras", "tensorflow-model-optimization", "numpy"),
+        ),
         Stage(name="reference", version=1, function=reference, worker="tensorflow", tools=("tensorflow", "tf-keras")),
         Stage(name="calibrate", version=1, function=calibrate, worker="tensorflow", tools=("tensorflow", "tf-keras")),
         Stage(name="convert", version=1, function=convert, worker="tensorflow", tools=("tensorflow", "tf-keras")),
         Stage(name="verify", version=1, function=verify, worker="light", tools=("tflite-runtime", "numpy")),
+        Stage(name="weigh", version=1, function=weigh, worker="light", tools=("numpy",)),
         Stage(name="package", version=1, function=package, worker="light", tools=("edgebuild", "tflite-micro")),
     )
 }
@@ -278,8 +311,8 @@ def _forward(model: Any, batch: list[Any], *, batched: bool) -> list[Any]:
 def _vectors(interpreter: Any, arrays: Mapping[str, Any]) -> dict[str, Any]:
     """Native inputs and outputs of the first samples, named `0/in/<name>` and `0/out/<name>`."""
     vectors: dict[str, Any] = {}
-    for row in range(min(VECTORS, len(next(iter(arrays.values()))))):
-        encoded = interpreter.encoded(arrays, row)
+    first = {name: array[:VECTORS] for name, array in arrays.items()}
+    for row, encoded in enumerate(interpreter.encoded(first)):
         vectors |= {f"{row}/in/{name}": value for name, value in encoded.items()}
         vectors |= {f"{row}/out/{name}": value for name, value in interpreter.run(encoded).items()}
     return vectors

@@ -1,18 +1,25 @@
-"""The text of a first `edgebuild.yaml` for a model: every setting a comment away."""
+"""A first `edgebuild.yaml` for a model: every setting a comment away."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Final
 
 import yaml
 
-from edgebuild.pipeline.ingest import adopted
+from edgebuild.export import recognise
+from edgebuild.export.flatbuffer import read_file
+from edgebuild.pipeline import inspection
+from edgebuild.pipeline.errors import ConfigError
+from edgebuild.pipeline.execution.engine import Event
+from edgebuild.pipeline.ingest import adopted, load
 from edgebuild.pipeline.ingest.source import Options
 from edgebuild.pipeline.inspection import End, Summary
+from edgebuild.pipeline.plan import unfit
+from edgebuild.pipeline.settings import TargetSettings, is_reference
 
 _TEMPLATE: Final = """\
 # What `edgebuild` builds in this folder. Every key: `edgebuild schema`.
@@ -42,6 +49,53 @@ _TARGETS: Final = {
     "edgetpu": "  edgetpu: {}  # int8; io: uint8 where the camera gives bytes\n",
     "mcu": "  mcu:  # int8\n    board: cortex-m4\n    # max_arena_kib: 64\n    # max_flash_kib: 256\n",
 }
+
+
+def write(
+    model: Path,
+    out: Path,
+    *,
+    calibration: str | None = None,
+    evaluation: str | None = None,
+    options: Options = _PLAIN,
+    force: bool = False,
+    on_event: Callable[[Event], None] = lambda _: None,
+) -> None:
+    """Look at a model and write a first configuration for it to `out`; with `force`, over a file that is there.
+
+    Raises:
+        ConfigError: `out` is there already or can't be written, or there is no data where it is said to be.
+        ModelError: the model can't be read.
+    """
+    if out.exists() and not force:
+        raise ConfigError(f"{out} is there already", action="give --force to replace it, or --out another name")
+    targets = _fitting(model)
+    data = {"calibration": calibration, "evaluation": evaluation}
+    for role, source in data.items():
+        if source is not None and not is_reference(source) and not Path(source).exists():
+            raise ConfigError(
+                f"--{role}: there is nothing at {source}", action="give a file, a folder or module:function"
+            )
+    summary = inspection.inspect(model, on_event, options=options)
+    text = config_text(summary, model, out.absolute().parent, targets=targets, options=options, **data)
+    try:
+        out.write_text(text, encoding="utf-8")
+    except OSError as e:
+        raise ConfigError(f"{out} can't be written", cause=e.strerror or str(e), action="name another --out") from e
+
+
+def _fitting(model: Path) -> list[str]:
+    """The targets a model can be built for: a flatbuffer keeps its format, anything else is converted as each wants.
+
+    Raises:
+        ModelError: there is no model, or of no known format.
+    """
+    if not adopted.is_flatbuffer(model):
+        load.source_format(model)
+        return list(_TARGETS)
+    given = read_file(model)
+    found = recognise.precision(given), recognise.io_type(given)
+    return [name for name in _TARGETS if not unfit(name, TargetSettings(), *found)]
 
 
 def config_text(

@@ -11,7 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias
 
-_STAGE_CODE: Final = ("calibration", "export", "targets", "pipeline/ingest")
+_STAGE_CODE: Final = ("calibration", "export", "targets", "pipeline/ingest", "pipeline/compress")
 WorkerKind: TypeAlias = Literal["tensorflow", "light"]
 
 
@@ -67,7 +67,7 @@ def key_parts(stage: Stage, task: Task) -> dict[str, Any]:
         "stage": stage.name,
         "version": stage.version,
         "code": code_digest(),
-        "parameters": asdict(task.parameters),
+        "parameters": _plain(task.parameters),
         "inputs": dict(task.inputs),
         "sources": {name: source.digest for name, source in task.sources.items()},
         "tools": {tool: tool_version(tool) for tool in stage.tools},
@@ -78,6 +78,14 @@ def key_parts(stage: Stage, task: Task) -> dict[str, Any]:
 def key(stage: Stage, task: Task) -> str:
     """The sha256 over `key_parts`, full length."""
     return hashlib.sha256(json.dumps(key_parts(stage, task), sort_keys=True).encode()).hexdigest()
+
+
+def _plain(parameters: Any) -> dict[str, Any]:
+    """A frozen dataclass, or a record of the configuration, as plain data."""
+    if hasattr(parameters, "model_dump"):
+        plain: dict[str, Any] = parameters.model_dump()
+        return plain
+    return asdict(parameters)
 
 
 @cache

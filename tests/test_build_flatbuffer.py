@@ -10,7 +10,7 @@ from projects import shared
 
 from edgebuild.export import flatbuffer, recognise
 from edgebuild.export.formats import IoType, Precision
-from edgebuild.pipeline import config
+from edgebuild.pipeline import config, plan
 from edgebuild.pipeline.build import build
 from edgebuild.pipeline.errors import ConfigError
 from edgebuild.pipeline.report import NoAgreement
@@ -96,3 +96,27 @@ def test_another_format_needs_the_source_model(targets: str, wanted: str, tmp_pa
     assert f"targets.{wanted}" in e.value.cause
     assert "source model" in e.value.action
     assert not (tmp_path / "build").exists()
+
+
+def test_every_target_that_it_can_not_be_built_for_is_named(tmp_path: Path) -> None:
+    given = project(tmp_path, shared("kws/ref_dynrange.tflite"), "{gpu: {}, cpu: {precision: float32}, edgetpu: {}}")
+    with pytest.raises(ConfigError, match="for gpu, cpu, edgetpu\n"):
+        plan.make(given)
+
+
+@pytest.mark.parametrize(
+    ("said", "named"),
+    [
+        ("signature: main", "signature"),
+        ("input_shapes: {x: [1, 4]}", "input shapes"),
+        ("signature: main, custom: [mine]", "signature or custom layers"),
+    ],
+)
+def test_it_leaves_no_choice_of_what_a_source_model_leaves_open(said: str, named: str, tmp_path: Path) -> None:
+    given = project(tmp_path, shared(REFERENCE), "{cpu: {}}")
+    text = (
+        (tmp_path / config.NAME).read_text().replace(f"model: {given.model}", f"model: {{path: {given.model}, {said}}}")
+    )
+    (tmp_path / config.NAME).write_text(text)
+    with pytest.raises(ConfigError, match=f"leaves no choice of {named}\n"):
+        plan.make(config.load(tmp_path / config.NAME))

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from io import StringIO
 from pathlib import Path
 
 import jsonschema
+import numpy as np
 import projects
 import pytest
 import yaml
 from conftest import Build, Ended, listing
+from rich.console import Console
 
-from edgebuild.pipeline import demo
+from edgebuild.pipeline import config, demo, starter
+from edgebuild.pipeline.commands import models
 from edgebuild.pipeline.errors import ConfigError
+from edgebuild.pipeline.ingest import fitness
+from edgebuild.pipeline.inspection import Node, Summary
+from edgebuild.pipeline.plan import UNTIL
 
 Run = Callable[..., Ended]
 
@@ -103,6 +110,17 @@ def test_init_never_replaces_a_file_unasked(tmp_path: Path, run: Run) -> None:
     assert run("init", "digits.h5", "--force", cwd=tmp_path).code == 0
 
 
+def test_a_first_configuration_is_written_by_a_function_too(tmp_path: Path) -> None:
+    out = tmp_path / config.NAME
+    np.savez(tmp_path / "samples.npz", x=np.zeros((1, 49, 10, 1), np.float32), labels=[0])
+    starter.write(projects.shared("kws/ref_int8.tflite"), out, evaluation=str(tmp_path / "samples.npz"))
+    assert list(config.load(out).config.targets) == ["cpu", "edgetpu", "mcu"], "the GPU delegate wants float16"
+    with pytest.raises(ConfigError, match="is there already"):
+        starter.write(projects.shared("kws/ref_int8.tflite"), out)
+    with pytest.raises(ConfigError, match="--calibration: there is nothing at"):
+        starter.write(projects.shared("kws/ref_int8.tflite"), out, calibration="missing.npz", force=True)
+
+
 def test_init_guesses_the_metric_from_the_ends(tmp_path: Path, run: Run) -> None:
     assert run("init", projects.shared("ad01_toycar/ad01.h5"), cwd=tmp_path).code == 0
     assert yaml.safe_load((tmp_path / "edgebuild.yaml").read_text())["metric"] == "mse"
@@ -113,9 +131,43 @@ def test_inspect_tells_the_same_work_of_a_model_and_of_its_flatbuffer(kws: Build
     artifact = json.loads(run("inspect", "build/mcu/model.tflite", "--json", cwd=kws.folder).stdout)
     assert source["macs"] == artifact["macs"] == 2_656_768
     assert source["parameters"] == 24_908
+    assert source["parameters"] - source["folding_parameters"] == artifact["parameters"] == 22_604
     assert [end["name"] for end in source["inputs"]] == [end["name"] for end in artifact["inputs"]] == ["input_1"]
     shown = run("inspect", "build/mcu/model.tflite", cwd=kws.folder).stdout
     assert "DEPTHWISE_CONV_2D" in shown
+
+
+@pytest.mark.parametrize("option", [("--signature", "main"), ("--input-shape", "input_1=1,49,10,1")])
+@pytest.mark.parametrize("command", ["inspect", "init"])
+def test_a_flatbuffer_leaves_nothing_to_choose(command: str, option: tuple[str, str], tmp_path: Path, run: Run) -> None:
+    ended = run(command, projects.shared("kws/ref_int8.tflite"), *option, cwd=tmp_path)
+    assert ended.code == 2
+    assert "leaves no choice of" in ended.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_formats_that_may_be_given_are_named_for_one_that_may_not(tmp_path: Path, run: Run) -> None:
+    (tmp_path / "model.zip").touch()
+    ended = run("inspect", "model.zip", cwd=tmp_path)
+    assert ended.code == 3
+    assert ".tflite" in ended.stderr
+
+
+def test_names_of_layers_are_shown_as_they_are() -> None:
+    fit = fitness.of("Bidirectional", 4)
+    node = Node(index=0, name="[bold]x[/]", kind="Bidirectional", shape=(-1, 4), parameters=4, macs=0, fitness=fit)
+    whole = Summary(format="Keras", inputs=(), outputs=(), nodes=(node,), parameters=4, macs=0, prunable_parameters=0)
+    shown = Console(file=StringIO(), width=20)
+    models._show_reasons(whole, shown)
+    assert isinstance(shown.file, StringIO)
+    first = shown.file.getvalue().splitlines()[0]
+    assert first == "[bold]x[/]: not pruned: TF-MOT has no rule for Bidirectional"
+
+
+def test_help_names_every_stage(run: Run, tmp_path: Path) -> None:
+    shown = " ".join(run("build", "--help", cwd=tmp_path).stdout.split())
+    *first, last = UNTIL
+    assert f"Stop after {', '.join(first)} or {last}." in shown
 
 
 def test_inspect_refuses_what_is_no_model(tmp_path: Path, run: Run) -> None:

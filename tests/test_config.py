@@ -16,8 +16,10 @@ from hypothesis import strategies as st
 
 from edgebuild.export.formats import IoType, Precision
 from edgebuild.pipeline import config
-from edgebuild.pipeline.config import DataSource, Project, json_schema, load, parse
+from edgebuild.pipeline.compress import settings as compression
+from edgebuild.pipeline.config import Project, json_schema, load, parse
 from edgebuild.pipeline.errors import ConfigError, exit_code
+from edgebuild.pipeline.settings import METRICS, Board, DataSource, Gates
 from edgebuild.targets.registry import TARGETS
 
 SMALLEST: dict[str, Any] = {"model": "model.h5", "targets": {"cpu": {}}}
@@ -78,7 +80,7 @@ def test_the_documented_example_parses_and_follows_the_schema() -> None:
 def test_the_smallest_configuration_has_defaults() -> None:
     parsed = parse(SMALLEST)
     assert (parsed.metric.name, parsed.seed, parsed.devices) == ("top1", 0, {})
-    assert parsed.gates == config.Gates()
+    assert parsed.gates == Gates()
 
 
 def test_empty_settings_are_settings() -> None:
@@ -110,7 +112,7 @@ def test_function_references_are_told_from_paths(source: str, is_function: bool)
 
 def test_a_board_may_be_of_ones_own() -> None:
     parsed = parse(SMALLEST | {"targets": {"mcu": {"board": {"flash_kib": 512, "ram_kib": 96.5}}}})
-    assert parsed.targets["mcu"].board == config.Board(flash_kib=512, ram_kib=96.5)
+    assert parsed.targets["mcu"].board == Board(flash_kib=512, ram_kib=96.5)
 
 
 def test_a_function_of_ones_own_says_which_way_is_better() -> None:
@@ -174,7 +176,16 @@ def test_a_key_like_no_other_comes_with_all_there_are() -> None:
         ({"metric": "top9"}, "metric.name: 'top9' is neither one of top1, top5, auc, mse, mae nor package.module"),
         ({"metric": "a b:c"}, "metric.name: 'a b:c' is neither one of"),
         ({"devices": {"pi": {"transport": "serial"}}}, "devices.pi.transport: Input should be 'local', 'ssh' or 'adb'"),
-        ({"compress": [{"prune": {}}]}, "compress: this version compresses nothing"),
+        ({"compress": [{"prun": {}}]}, "compress.0.prun: unknown key; did you mean prune?"),
+        ({"compress": [{"prune": {"sparsty": 0.5}}]}, "compress.0.prune.sparsty: unknown key; did you mean sparsity?"),
+        ({"compress": [{"prune": {"layers": {"fc*": 1.0}}}]}, "compress.0.prune.layers.fc*: Input should be less"),
+        ({"compress": [{"prune": {}, "cluster": {}}]}, "compress.0: a step names one technique, one of prune, cluster"),
+        ({"compress": [{}]}, "compress.0: a step names one technique"),
+        ({"compress": [{"cluster": {"clusters": 1}}]}, "compress.0.cluster.clusters: Input should be greater"),
+        (
+            {"compress": [{"prune": {"finetune": {"epoch": 1}}}]},
+            "compress.0.prune.finetune.epoch: unknown key; did you mean epochs?",
+        ),
     ],
 )
 def test_a_wrong_value_is_named_with_what_is_wrong(settings: dict[str, Any], told: str) -> None:
@@ -199,11 +210,13 @@ def test_every_problem_is_told_at_once() -> None:
         metric="top9",
         targets={"edgtpu": {}, "cpux": {}, "gpu": {"precison": "float16"}},
         gates={"max_size_kib": -1},
-        compress=[{"prune": {}}],
+        compress=[{"prun": {}}],
         seeds=1,
     ).splitlines()
     keys = ["model", "metric.name", "targets.edgtpu", "targets.cpux", "targets.gpu.precison"]
-    assert sorted(line.split(":")[0] for line in told) == sorted([*keys, "gates.max_size_kib", "compress", "seeds"])
+    assert sorted(line.split(":")[0] for line in told) == sorted(
+        [*keys, "gates.max_size_kib", "compress.0.prun", "seeds"]
+    )
 
 
 def test_an_unknown_target_is_named_with_the_nearest_one() -> None:
@@ -413,7 +426,7 @@ valid = st.fixed_dictionaries(
                 sources | st.fixed_dictionaries({"source": sources}, optional={"samples": st.integers(1, 10**6)}),
             )
         ),
-        "metric": st.sampled_from([*config.METRICS, {"name": "auc"}, {"name": "mse", "output": "y"}])
+        "metric": st.sampled_from([*METRICS, {"name": "auc"}, {"name": "mse", "output": "y"}])
         | st.fixed_dictionaries({"name": st.just("a:b"), "higher_is_better": st.booleans()}),
         "gates": optional(max_metric_drop=positive, min_metric=st.floats(-1e6, 1e6), max_size_kib=positive),
         "devices": st.dictionaries(names, st.fixed_dictionaries({}, optional={"host": names})),
@@ -465,3 +478,30 @@ def test_every_choice_is_accepted_or_refused_by_name(target: str, precision: Pre
         assert parse({"model": "m", "targets": settings}).targets[target].precision == precision
     else:
         assert problem(targets=settings).startswith(f"targets.{target}.")
+
+
+def test_the_example_of_compression_parses() -> None:
+    example = dedent((compression.__doc__ or "").split("::\n", 1)[1])
+    steps = parse(SMALLEST | yaml.safe_load(example)).compress
+    assert [str(step.technique) for step in steps] == ["prune 50 %", "cluster 16"]
+
+
+@pytest.mark.parametrize("empty", [None, []])
+def test_no_steps_compress_nothing(empty: object) -> None:
+    assert parse(SMALLEST | {"compress": empty}).compress == ()
+
+
+def test_a_technique_alone_has_its_defaults() -> None:
+    (step,) = parse(SMALLEST | {"compress": [{"prune": None}]}).compress
+    assert step.technique == compression.Prune()
+
+
+@pytest.mark.parametrize(
+    ("said", "trains", "epochs"), [(None, True, 10), (None, False, 0), (3, False, 3), (0, True, 0)]
+)
+def test_fine_tuning_follows_training_data_unless_told_otherwise(said: int | None, trains: bool, epochs: int) -> None:  # noqa: FBT001 - a row
+    given = compression.Prune(finetune=None if said is None else compression.Finetune(epochs=said))
+    settled = given.settled(trains=trains)
+    assert settled.finetune is not None
+    assert settled.finetune.epochs == epochs
+    assert settled.needs_samples == bool(epochs)

@@ -18,7 +18,7 @@ from edgebuild.pipeline import costs, finished, inspection
 from edgebuild.pipeline.advice import Explanation, Facts, advise, explain, margins
 from edgebuild.pipeline.advice_rules import RULES
 from edgebuild.pipeline.errors import ConfigError
-from edgebuild.pipeline.report import FailureReport, GateResult, MeasuredAgreement, NoLatency, TargetReport
+from edgebuild.pipeline.report import FailureReport, GateResult, MeasuredAgreement, NoAgreement, NoLatency, TargetReport
 from edgebuild.targets.evidence import measured, unavailable
 from edgebuild.targets.placement import Unmapped
 
@@ -211,6 +211,16 @@ def test_accuracy_that_was_not_lost_is_not_blamed_on_the_format(kws: Build) -> N
     rules = {advice.rule for advice in found.advice}
     assert "the float model is no better" in rules, "0.9133 is near the gate of 0.90"
     assert not rules & {"wider activations", "float weights", "the number format loses it"}
+
+
+@pytest.mark.parametrize("unknown", ["mine", "the sibling's"])
+def test_no_format_is_blamed_where_agreement_is_not_known(unknown: str, facts: Facts) -> None:
+    found, none = beside_a_float_sibling(facts), NoAgreement(note="no float model")
+    if unknown == "mine":
+        found = replace(found, report=replace(found.report, agreement=none))
+    else:
+        found = replace(found, others={"gpu": replace(found.others["gpu"], agreement=none)})
+    assert "the number format loses it" not in {advice.rule for advice in advise(found)}
 
 
 # The command

@@ -49,5 +49,6 @@ def test_a_layer_is_judged_by_its_kind(kind: str, parameters: int, wanted: tuple
 def test_a_reason_names_what_can_not_be_done() -> None:
     assert fitness.of("Conv2D", 10).reasons == ()
     assert "not pruned: TF-MOT has no rule for Bidirectional" in fitness.of("Bidirectional", 4).reasons
-    assert "fold into the layer before" in fitness.of("BatchNormalization", 4).reasons[0]
+    assert "fold into the layer before" in fitness.of("BatchNormalization", 4, "conv2d").reasons[0]
+    assert "no rule for BatchNormalization" in fitness.of("BatchNormalization", 4).reasons[0]
     assert "on request" in fitness.of("DepthwiseConv2D", 4).reasons[0]

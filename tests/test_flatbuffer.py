@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from edgebuild.export.errors import ModelError
-from edgebuild.export.flatbuffer import Flatbuffer, Tensor, read
+from edgebuild.export.flatbuffer import Flatbuffer, Tensor, read, read_file
 
 KWS = "kws/ref_int8.tflite"
 LSTM = "coral/keras_lstm_mnist_ptq.tflite"
@@ -233,3 +234,11 @@ def damaged(whole: bytes, chance: np.random.Generator) -> bytes:
             aligned = start // 4 * 4
             changed[aligned : aligned + 4] = chance.choice([0, 0x7F, 0x80, 0xFF], size=4)[: size - aligned]
     return changed.tobytes()
+
+
+def test_a_file_that_is_not_there_is_refused_by_its_path(tmp_path: Path) -> None:
+    for path, cause in ((tmp_path / "missing.tflite", "No such file"), (tmp_path, "Is a directory")):
+        with pytest.raises(ModelError, match="can't be read") as refused:
+            read_file(path)
+        assert str(path) in refused.value.what
+        assert cause in refused.value.cause

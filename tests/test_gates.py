@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from edgebuild.device_tests.latency import Latency
 from edgebuild.export.agreement import Agreement
 from edgebuild.export.formats import Precision
-from edgebuild.pipeline.config import Board, Gates, TargetSettings
 from edgebuild.pipeline.gates import AGREEMENT_LIMITS, exit_code, judge
 from edgebuild.pipeline.report import GateResult, MetricFigure, NoLatency
+from edgebuild.pipeline.settings import Board, Gates, TargetSettings
 from edgebuild.targets.evidence import Figure, measured, unavailable
 from edgebuild.targets.placement import Placement
 from edgebuild.targets.target import Memory

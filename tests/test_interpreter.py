@@ -110,6 +110,22 @@ def test_predictions_do_not_depend_on_the_other_rows() -> None:
     np.testing.assert_array_equal(together[2:], alone)
 
 
+def test_all_samples_are_encoded_as_each_would_be_alone() -> None:
+    x, _ = kws(slice(0, 3))
+    runner = interpreter()
+    inputs = list(runner.encoded({"input_1": x}))
+    assert [sample["input_1"].shape for sample in inputs] == [(1, *x.shape[1:])] * 3
+    for row, sample in enumerate(inputs):
+        alone = encode(x[row : row + 1], runner.flatbuffer.inputs["input_1"])
+        np.testing.assert_array_equal(sample["input_1"], alone, strict=True)
+
+
+def test_encoding_leaves_the_samples_as_they_are() -> None:
+    values = np.array([0.25, 0.5], np.float32)
+    encode(values, tensor("int8", 1.0, 3))
+    assert values.tolist() == [0.25, 0.5]
+
+
 def test_run_takes_and_gives_the_models_own_types() -> None:
     x, _ = kws(slice(0, 1))
     runner = interpreter()

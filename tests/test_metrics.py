@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from numpy.typing import ArrayLike, NDArray
 
 from edgebuild.calibration.errors import DataError
-from edgebuild.pipeline.config import METRICS as CONFIGURABLE
 from edgebuild.pipeline.metrics import METRICS, score
+from edgebuild.pipeline.settings import METRICS as CONFIGURABLE
 
 SCORES = [
     [0.1, 0.7, 0.0, 0.1, 0.05, 0.05],

@@ -14,7 +14,6 @@ import pytest
 
 from edgebuild.device_tests.latency import Latency
 from edgebuild.pipeline import gates, page
-from edgebuild.pipeline.config import Gates, TargetSettings
 from edgebuild.pipeline.errors import EXIT_CODES, GATE_EXIT_CODES, INTERRUPTED, OK
 from edgebuild.pipeline.report import (
     SCHEMA,
@@ -26,6 +25,7 @@ from edgebuild.pipeline.report import (
     Report,
     TargetReport,
 )
+from edgebuild.pipeline.settings import Gates, TargetSettings
 from edgebuild.targets.evidence import Evidence, Figure, measured, unavailable
 from edgebuild.targets.placement import Placement, Unmapped
 from edgebuild.targets.target import Memory

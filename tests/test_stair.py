@@ -19,7 +19,7 @@ DOORS = {  # The files that may import a package that crashes, leaks or changes 
     "distributed": {"pipeline/execution/cluster.py", "pipeline/execution/cluster_worker.py"},
     "fsspec": {"pipeline/storage/shared_store.py"},
     "tflite_micro": {"targets/tflm_arena.py", "targets/tflm_vectors.py"},
-    "tensorflow_model_optimization": set[str](),
+    "tensorflow_model_optimization": {"pipeline/compress/tfmot.py"},
     "onnx2tf": {"pipeline/ingest/onnx/to_tf.py"},
     "onnxruntime": {"pipeline/ingest/onnx/runtime.py"},
     "onnxsim": {"pipeline/ingest/onnx/prepare.py"},
@@ -27,11 +27,12 @@ DOORS = {  # The files that may import a package that crashes, leaks or changes 
 }
 # Tables of TensorFlow's functions and layers: they import it at their top, and are imported inside functions alone.
 LATE = {
-    f"pipeline/ingest/{module}.py"
+    f"pipeline/{module}.py"
     for room, modules in {
-        "graph": "control graph layers proof reading replay rules rules_weighted",
-        "onnx": "direct rules rules_activations rules_arithmetic rules_recurrent rules_sampling rules_sequences "
+        "ingest/graph": "control graph layers proof reading replay rules rules_weighted",
+        "ingest/onnx": "direct rules rules_activations rules_arithmetic rules_recurrent rules_sampling rules_sequences "
         "rules_shape rules_windows",
+        "compress": "finetune fold losses steps tfmot work",
     }.items()
     for module in (f"{room}/{name}" for name in modules.split())
 }

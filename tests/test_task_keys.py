@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from edgebuild.pipeline import config, plan, stages, task
 from edgebuild.pipeline.errors import ConfigError
 from edgebuild.pipeline.plan import Plan
+from edgebuild.pipeline.stages import Labels
 from edgebuild.pipeline.task import Source, Stage, Task, key, key_parts
 from edgebuild.targets.errors import UnknownTargetError
 from edgebuild.targets.registry import TARGETS
@@ -148,8 +149,10 @@ def test_a_tool_that_is_not_installed_is_absent() -> None:
     assert task.tool_version("numpy") == np.__version__
 
 
-@given(seed=st.integers(0, 2**32 - 1), count=st.none() | st.integers(1, 10**6), labels=st.booleans())
-def test_equal_tasks_have_equal_keys(seed: int, count: int | None, *, labels: bool) -> None:
+@given(
+    seed=st.integers(0, 2**32 - 1), count=st.none() | st.integers(1, 10**6), labels=st.sampled_from(get_args(Labels))
+)
+def test_equal_tasks_have_equal_keys(seed: int, count: int | None, labels: Labels) -> None:
     def make() -> str:
         parameters = stages.SamplesParameters(function="", count=count, labels=labels)
         return key(stages.STAGES["samples"], Task(stage="samples", parameters=parameters, seed=seed))
@@ -219,7 +222,7 @@ def setting(**changes: Any) -> Callable[[Path], None]:
     return lambda folder: write(folder, **changes)
 
 
-ALL_STAGES = set(stages.STAGES) - {"adopt"}  # That is for a flatbuffer, instead of the others.
+ALL_STAGES = set(stages.STAGES) - {"adopt", "compress", "weigh"}  # For a flatbuffer, and for what is compressed.
 OF_RANGES = {"samples", "calibrate", "convert", "verify", "package"}
 
 
@@ -243,6 +246,40 @@ def test_a_change_makes_stale_what_follows_from_it_and_nothing_else(
     folder: Path, change: Callable[[Path], None], stale: set[str]
 ) -> None:
     assert changed(folder, change) == stale
+
+
+COMPRESSED: list[dict[str, Any]] = [{"prune": {"sparsity": 0.5}}, {"cluster": {"clusters": 16}}]
+AFTER_COMPRESSION = {"compress", "reference", "calibrate", "convert", "verify", "weigh", "package"}
+
+
+@pytest.mark.parametrize(
+    ("change", "stale"),
+    [
+        (setting(compress=[COMPRESSED[0], {"cluster": {"clusters": 8}}]), (1, AFTER_COMPRESSION)),
+        (setting(compress=[{"prune": {"sparsity": 0.6}}, COMPRESSED[1]]), (2, AFTER_COMPRESSION)),
+        (setting(compress=COMPRESSED[:1]), (0, {"package"})),
+        (setting(compress=COMPRESSED, metric="mse"), (0, {"verify", "package"})),
+    ],
+)
+def test_each_step_of_compression_is_kept_on_its_own(
+    tmp_path: Path, change: Callable[[Path], None], stale: tuple[int, set[str]]
+) -> None:
+    folder = project_in(tmp_path / "project", compress=COMPRESSED)
+    before = planned(folder).tasks
+    change(folder)
+    after = planned(folder).tasks
+    made = [after[new].stage for new in after.keys() - before.keys()]
+    assert (made.count("compress"), set(made)) == stale
+
+
+def test_compression_that_learns_needs_samples_that_are_not_the_evaluations(tmp_path: Path) -> None:
+    learns = [{"prune": {"sparsity": 0.5, "finetune": {"epochs": 1}}}]
+    data = {"evaluation": "evaluation.npz"}
+    folder = project_in(tmp_path / "project", compress=learns, data=data, targets={"gpu": {}})
+    with pytest.raises(ConfigError, match="prune 50 % needs samples"):
+        planned(folder)
+    write(folder, compress=[{"prune": {"sparsity": 0.5}}], data=data, targets={"gpu": {}})
+    assert planned(folder).steps
 
 
 def test_a_newer_stage_makes_itself_and_what_follows_stale(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

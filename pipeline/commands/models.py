@@ -7,7 +7,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from edgebuild.pipeline import config as configuration
 from edgebuild.pipeline import console
 from edgebuild.pipeline.console import Narrator
 from edgebuild.pipeline.errors import ConfigError
@@ -25,25 +24,19 @@ def init(
     model: Path, *, calibration: str | None, evaluation: str | None, out: Path, force: bool, **reading: Any
 ) -> int:
     """Write a commented configuration for a model."""
-    from edgebuild.pipeline import inspection, starter
+    from edgebuild.pipeline import starter
 
-    if out.exists() and not force:
-        raise ConfigError(f"{out} is there already", action="give --force to replace it, or --out another name")
-    targets = _fitting(model)
-    for role, source in (("calibration", calibration), ("evaluation", evaluation)):
-        if source is not None and not configuration.is_reference(source) and not Path(source).exists():
-            raise ConfigError(
-                f"--{role}: there is nothing at {source}", action="give a file, a folder or module:function"
-            )
     options = _options(**reading)
     with console.quiet_unless_terminal().running() as narrator:
-        summary = inspection.inspect(model, narrator.on_event, options=options)
-    data = {"calibration": calibration, "evaluation": evaluation}
-    text = starter.config_text(summary, model, out.absolute().parent, targets=targets, options=options, **data)
-    try:
-        out.write_text(text, encoding="utf-8")
-    except OSError as e:
-        raise ConfigError(f"{out} can't be written", cause=e.strerror or str(e), action="name another --out") from e
+        starter.write(
+            model,
+            out,
+            calibration=calibration,
+            evaluation=evaluation,
+            options=options,
+            force=force,
+            on_event=narrator.on_event,
+        )
     narrator.say(
         f"wrote {out}" + ("; run `edgebuild` next" if calibration or evaluation else "; now name your data in it")
     )
@@ -61,27 +54,35 @@ def inspect(model: Path, *, as_json: bool, **reading: Any) -> int:
         return 0
     out = console.stdout()
     ends = [("input", t) for t in summary.inputs] + [("output", t) for t in summary.outputs]
-    out.print(f"{model}: {summary.format}, {summary.parameters:,} parameters, {summary.macs:,} MACs", markup=False)
+    out.print(
+        f"{model}: {summary.format}, {summary.parameters:,} parameters, {summary.macs:,} MACs",
+        markup=False,
+        soft_wrap=True,
+    )
     out.print(
         console.table("", ("", "name", "type", "shape"), ((way, t.name, t.dtype, list(t.shape)) for way, t in ends))
     )
+    fitness = [] if summary.prunable_parameters is None else ["prune", "cluster", "QAT"]
+    fitness += ["converted"] if summary.folding_parameters else []
     rows = (
-        (n.index, n.name, n.kind, list(n.shape), f"{n.parameters:,}", f"{n.macs:,}", *_fitness(n))
+        (n.index, n.name, n.kind, list(n.shape), f"{n.parameters:,}", f"{n.macs:,}", *_fitness(n)[: len(fitness)])
         for n in summary.nodes
     )
-    fitness = () if summary.prunable_parameters is None else ("prune", "cluster", "QAT")
     out.print(console.table("", ("#", "name", "kind", "output", "#parameters", "#MACs", *fitness), rows))
     _show_reasons(summary, out)
     return 0
 
 
 def _fitness(node: Node) -> tuple[str, ...]:
-    """Whether it can be pruned, clustered and trained for quantization; a layer without weights is only the last."""
+    """Whether it can be pruned, clustered and trained for quantization, and where its weights go when it is converted.
+
+    A layer without weights can only be trained.
+    """
     if node.fitness is None:
         return ()
     fit = node.fitness
     weights = ["yes" if fits else "no" for fits in (fit.prunable, fit.clusterable)] if node.parameters else ["-", "-"]
-    return (*weights, "yes" if fit.quantizable else "no")
+    return (*weights, "yes" if fit.quantizable else "no", f"folds into {fit.folds_into}" if fit.folds_into else "")
 
 
 def _show_reasons(summary: Summary, out: Console) -> None:
@@ -91,34 +92,21 @@ def _show_reasons(summary: Summary, out: Console) -> None:
         for reason in node.fitness.reasons if node.fitness else ():
             held.setdefault(reason, []).append(node.name)
     for reason, names in held.items():
-        out.print(
-            f"{', '.join(names[:_NAMES])}{f' and {len(names) - _NAMES} more' if names[_NAMES:] else ''}: {reason}"
-        )
-    prunable = summary.prunable_parameters
-    if prunable is not None and summary.parameters:
-        out.print(f"{prunable / summary.parameters:.1%} of all weights are in layers that can be pruned")
+        more = f" and {len(names) - _NAMES} more" if names[_NAMES:] else ""
+        out.print(f"{', '.join(names[:_NAMES])}{more}: {reason}", markup=False, soft_wrap=True)
+    if summary.prunable_parameters is not None and summary.parameters:
+        out.print(_prunable(summary, summary.prunable_parameters), markup=False, soft_wrap=True)
     for note in summary.notes:
-        out.print(f"note: {note}", markup=False)
+        out.print(f"note: {note}", markup=False, soft_wrap=True)
 
 
-def _fitting(model: Path) -> list[str]:
-    """The targets a model can be built for: a flatbuffer keeps its format, anything else is converted as each wants.
-
-    Raises:
-        ModelError: there is no model, or of no known format.
-    """
-    from edgebuild.export import recognise
-    from edgebuild.pipeline.config import TargetSettings
-    from edgebuild.pipeline.ingest import adopted, load
-    from edgebuild.pipeline.plan import unfit
-    from edgebuild.targets.registry import TARGETS
-
-    if not adopted.is_flatbuffer(model):
-        load.source_format(model)
-        return list(TARGETS)
-    given = adopted.read(model)
-    found = recognise.precision(given), recognise.io_type(given)
-    return [name for name in TARGETS if not unfit(name, TargetSettings(), *found)]
+def _prunable(summary: Summary, prunable: int) -> str:
+    """The share of weights that can be pruned: of all, and of those that a conversion leaves as they are."""
+    share = f"{prunable / summary.parameters:.1%} of all weights are in layers that can be pruned"
+    staying = summary.parameters - summary.folding_parameters
+    if not summary.folding_parameters or not staying:
+        return share
+    return f"{share}, {prunable / staying:.1%} of the {staying:,} that stay when batch normalization folds"
 
 
 def _options(

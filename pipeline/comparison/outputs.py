@@ -139,7 +139,7 @@ def _samples_task(model: str, data: Path) -> Task:
 
     task = Task(
         stage="samples",
-        parameters=stages.SamplesParameters(function="", count=None, labels=False),
+        parameters=stages.SamplesParameters(function="", count=None, labels="left"),
         inputs={"model": model},
         sources={"data": Source(path=data.absolute(), digest=digest_tree(data))},
         title=f"load {data.name}",

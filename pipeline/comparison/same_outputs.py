@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from edgebuild.calibration import checks
 from edgebuild.calibration import samples as loader
 from edgebuild.calibration.checks import InputSpec
-from edgebuild.export import agreement, flatbuffer
+from edgebuild.export import agreement
 from edgebuild.export.agreement import Agreement
 from edgebuild.export.errors import ModelError
-from edgebuild.export.flatbuffer import Flatbuffer
+from edgebuild.export.flatbuffer import Flatbuffer, read_file
 from edgebuild.export.formats import Precision
 from edgebuild.pipeline.comparison import noise, outputs
 from edgebuild.pipeline.comparison.outputs import Arrays
@@ -68,7 +68,7 @@ def of_flatbuffers(a: Path, b: Path, data: Path | None) -> SameOutputs:
         ModelError: their inputs or outputs differ in shape, or tflite-runtime does not take one of them.
         DataError: the samples do not fit.
     """
-    one, two = read(a), read(b)
+    one, two = read_file(a), read_file(b)
     wanted = _specs(one)
     order = _order(_spec_shapes(wanted), _spec_shapes(_specs(two)), "inputs")
     arrays = _load(data, wanted) if data else noise.for_all(wanted, [(one, range(len(order))), (two, order)])
@@ -87,7 +87,7 @@ def with_source(
     Raises:
         Failure: one of them can't be read or run, or the samples do not fit.
     """
-    model = read(artifact)
+    model = read_file(artifact)
     shapes = _spec_shapes(_specs(model))
 
     def without_samples(wanted: Sequence[InputSpec]) -> Arrays:
@@ -111,18 +111,6 @@ def precision_of(model: Flatbuffer) -> Precision:
     if weights & {"int8", "uint8", "int4"}:
         return "dynamic"
     return "float16" if "float16" in weights else "float32"
-
-
-def read(path: Path) -> Flatbuffer:
-    """A .tflite file.
-
-    Raises:
-        ModelError: it can't be read.
-    """
-    try:
-        return flatbuffer.read(path.read_bytes())
-    except OSError as e:
-        raise ModelError(f"{path} can't be read", cause=str(e), action="give a .tflite file") from e
 
 
 def _held(a: tuple[str, Arrays], b: tuple[str, Arrays], precision: Precision, data: Path | None) -> SameOutputs:

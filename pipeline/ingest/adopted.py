@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Final
 
 from edgebuild.calibration.checks import InputSpec
-from edgebuild.export import flatbuffer, recognise
+from edgebuild.export import recognise
 from edgebuild.export.errors import ModelError
-from edgebuild.export.flatbuffer import Flatbuffer, Tensor
+from edgebuild.export.flatbuffer import Flatbuffer, Operator, Tensor, read_file
+from edgebuild.pipeline.errors import ConfigError
 from edgebuild.pipeline.ingest.float_model import Description, Layer
+from edgebuild.pipeline.ingest.source import Options
 
 FORMAT: Final = "TFLite flatbuffer"
 ROUTE: Final = "given as a flatbuffer"
@@ -22,17 +24,20 @@ def is_flatbuffer(path: Path) -> bool:
     return path.suffix == ".tflite"
 
 
-def read(path: Path) -> Flatbuffer:
-    """Parse a .tflite file.
+def require_no_choice(path: Path, options: Options) -> None:
+    """Refuse what is said of a source model where there is a flatbuffer: nothing of it is open.
 
     Raises:
-        ModelError: it can't be read, or is none.
+        ConfigError: a signature, input shapes or custom layers are named.
     """
-    try:
-        return flatbuffer.read(path.read_bytes())
-    except OSError as e:
-        cause = e.strerror or str(e)
-        raise ModelError(f"{path} can't be read", cause=cause, action="give a .tflite file") from e
+    chosen = {"signature": options.signature, "input shapes": options.input_shapes, "custom layers": options.custom}
+    said = [name for name, value in chosen.items() if value]
+    if said:
+        raise ConfigError(
+            f"{path} leaves no choice of {' or '.join(said)}",
+            cause="a .tflite file is taken as it is, with the sizes, signature and operators it has",
+            action="leave that out, or give the source model",
+        )
 
 
 def adopt(path: Path, folder: Path) -> None:
@@ -41,7 +46,7 @@ def adopt(path: Path, folder: Path) -> None:
     Raises:
         ModelError: it is no flatbuffer, or its inputs' sizes are open.
     """
-    model = read(path)
+    model = read_file(path)
     (folder / "description.json").write_text(json.dumps(asdict(describe(model)), indent=1))
     (folder / "model.tflite").write_bytes(path.read_bytes())
     route = {"route": ROUTE, "calibration_samples": 0, "notes": []}
@@ -62,20 +67,27 @@ def describe(model: Flatbuffer) -> Description:
         inputs=tuple(_spec(name, tensor, batched=batched) for name, tensor in model.inputs.items()),
         outputs=tuple(model.outputs),
         output_shapes=tuple(tensor.shape for tensor in model.outputs.values()),
-        layers=tuple(
-            Layer(
-                name=model.main.tensors[operator.outputs[0]].name if operator.outputs else "",
-                kind=operator.kind,
-                output_shape=model.main.tensors[operator.outputs[0]].shape if operator.outputs else (),
-                parameters=recognise.parameters(model, operator),
-                macs=recognise.macs(model, operator),
-            )
-            for operator in model.main.operators
-        ),
+        layers=layers(model),
         input_axes=((),) * len(model.inputs),
         output_axes=((),) * len(model.outputs),
         batched=batched,
         notes=(),
+    )
+
+
+def layers(model: Flatbuffer) -> tuple[Layer, ...]:
+    """The operators of the main subgraph, named after their first outputs."""
+    return tuple(_layer(model, operator) for operator in model.main.operators)
+
+
+def _layer(model: Flatbuffer, operator: Operator) -> Layer:
+    output = model.main.tensors[operator.outputs[0]] if operator.outputs else None
+    return Layer(
+        name=output.name if output else "",
+        kind=operator.kind,
+        output_shape=output.shape if output else (),
+        parameters=recognise.parameters(model, operator),
+        macs=recognise.macs(model, operator),
     )
 
 

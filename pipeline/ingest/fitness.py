@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+from edgebuild.pipeline.ingest.folding import NORMALIZATIONS
+
 _RECURRENT: Final = frozenset({"GRU", "LSTM", "RNN", "SimpleRNN"})
 _KERNELS: Final = frozenset(
     "Conv1D Conv2D Conv2DTranspose Conv3D Conv3DTranspose Dense Embedding LocallyConnected1D LocallyConnected2D "  # noqa: SIM905 - shorter
@@ -25,25 +27,26 @@ QUANTIZABLE: Final = frozenset(
     "MaxPooling2D Permute ReLU Reshape Softmax SpatialDropout1D SpatialDropout2D SpatialDropout3D UpSampling2D "
     "ZeroPadding1D ZeroPadding2D".split()
 )
-_NORMALIZATION: Final = frozenset({"BatchNormalization", "SyncBatchNormalization"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fitness:
     """Whether a layer can be pruned, clustered and quantization-aware trained; `reasons` say why not, one a technique.
 
-    Pruning and clustering speak of weights: a layer without any is fit for neither, and needs no reason.
+    Pruning and clustering speak of weights: a layer without any is fit for neither, and needs no reason. `folds_into`
+    names the layer that takes all its weights when the model is converted.
     """
 
     prunable: bool
     clusterable: bool
     quantizable: bool
     reasons: tuple[str, ...]
+    folds_into: str = ""
 
 
-def of(kind: str, parameters: int) -> Fitness:
-    """The fitness of a layer of that class with so many weights."""
-    quantizable = kind in QUANTIZABLE | (_NORMALIZATION if parameters else {"InputLayer"})
+def of(kind: str, parameters: int, folds_into: str = "") -> Fitness:
+    """The fitness of a layer of that class with so many weights, which may fold into another."""
+    quantizable = kind in QUANTIZABLE | (NORMALIZATIONS if parameters else {"InputLayer"})
     reasons = () if quantizable else (f"not quantization-aware trained: TF-MOT has no rule for {kind}",)
     if not parameters:
         return Fitness(prunable=False, clusterable=False, quantizable=quantizable, reasons=reasons)
@@ -52,17 +55,18 @@ def of(kind: str, parameters: int) -> Fitness:
         prunable=prunable,
         clusterable=clusterable,
         quantizable=quantizable,
-        reasons=(*_weights(kind, prunable=prunable, clusterable=clusterable), *reasons),
+        reasons=(*_weights(kind, folds_into, prunable=prunable, clusterable=clusterable), *reasons),
+        folds_into=folds_into,
     )
 
 
-def _weights(kind: str, *, prunable: bool, clusterable: bool) -> tuple[str, ...]:
+def _weights(kind: str, folds_into: str, *, prunable: bool, clusterable: bool) -> tuple[str, ...]:
     """Why a layer with weights is not pruned or clustered; empty where it is both."""
     if kind in _DEPTHWISE:
         return ("pruned and clustered on request only: a depthwise kernel has few weights, and each of them matters",)
     if prunable and clusterable:
         return ()
-    if kind in _NORMALIZATION:
+    if folds_into:
         return ("neither pruned nor clustered: its weights fold into the layer before it when converted",)
     lacking = {
         (False, False): "neither pruned nor clustered",

@@ -95,10 +95,17 @@ def save(reading: Reading, source_format: str, folder: Path) -> None:
         ModelError: an input has a dynamic dimension beyond the batch or a type no target takes, or a layer's
             configuration is not plain data.
     """
+    _write(reading.model, _describe(reading, source_format), folder)
+
+
+def save_changed(model: Any, described: Description, folder: Path) -> None:
+    """Write a model made of another that `described` speaks of: same inputs and outputs, other weights or layers."""
+    _write(model, replace(described, layers=tuple(_layers(model))), folder)
+
+
+def _write(model: Any, description: Description, folder: Path) -> None:
     import numpy as np
 
-    model = reading.model
-    description = _describe(reading, source_format)
     (folder / "architecture.json").write_text(_architecture(model))
     (folder / "description.json").write_text(json.dumps(asdict(description), indent=1))
     np.savez(folder / "weights.npz", **{f"{i:05}": value for i, value in enumerate(model.get_weights())})
@@ -215,6 +222,11 @@ def _layers(model: Any, prefix: str = "", calls: int = 1) -> Iterator[Layer]:
             parameters=int(layer.count_params()),
             macs=calls * sum(_macs(layer, shape) for shape in shapes),
         )
+
+
+def first_output_shape(layer: Any) -> tuple[int | None, ...]:
+    """The shape of what a layer of a functional model gives at its first call."""
+    return _first_shape(layer.inbound_nodes[0].output_shapes)
 
 
 def _first_shape(shapes: Any) -> tuple[int | None, ...]:

@@ -50,12 +50,12 @@ def source_format(path: Path) -> str:
     if path.suffix in _SUFFIXES:
         return _SUFFIXES[path.suffix]
     torch_export.refuse_pickle(path)
+    if path.suffix == ".tflite":
+        cause, known = "a flatbuffer is a result: nothing in it can be trained or converted", list(_SUFFIXES)
+    else:
+        cause, known = f"'{path.suffix}' is no known model format", [*_SUFFIXES, ".tflite"]
     raise ModelError(
-        f"{path} can't be ingested",
-        cause="a flatbuffer is a result: nothing in it can be trained or converted"
-        if path.suffix == ".tflite"
-        else f"'{path.suffix}' is no known model format",
-        action=f"give a SavedModel folder, or a file of {', '.join(_SUFFIXES)}",
+        f"{path} can't be ingested", cause=cause, action=f"give a SavedModel folder, or a file of {', '.join(known)}"
     )
 
 

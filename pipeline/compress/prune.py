@@ -1,0 +1,124 @@
+"""Pruning: TF-MOT decides which weights of a kernel become zero, by scores of any criterion."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgebuild.pipeline.compress.structure import Structure
+
+if TYPE_CHECKING:
+    from edgebuild.pipeline.compress.finetune import Epoch, Projection
+    from edgebuild.pipeline.compress.settings import Prune
+    from edgebuild.pipeline.compress.work import Work
+
+_UPDATES: Final = 100  # Of the masks while their sparsity rises.
+
+
+def apply(technique: Prune, work: Work) -> tuple[Epoch, ...]:
+    """Prune at once, or more and more over the first half of fine-tuning."""
+    ramp = _Ramp(technique, work)
+    if not technique.finetune or not technique.finetune.epochs:
+        ramp.prune(1.0)
+        work.project()
+    return work.tune(ramp.keep)
+
+
+def kept(
+    scores: NDArray[np.float32],
+    sparsity: float,
+    *,
+    m_by_n: tuple[int, int] | None = None,
+    block: tuple[int, int] = (1, 1),
+) -> NDArray[np.bool_]:
+    """Which weights stay: those of the largest scores, in the kernel's shape; `sparsity` is the share that goes.
+
+    With `m_by_n`, m of every n weights along the input go, whatever `sparsity` says. With `block`, whole blocks of rows
+    by columns of a matrix go, by their mean score.
+
+    Raises:
+        ValueError: blocks are asked for of a kernel that is no matrix.
+    """
+    from edgebuild.pipeline.compress import tfmot
+
+    matrix = _matrix(scores) if block != (1, 1) else scores
+    return tfmot.mask(matrix, sparsity, m_by_n, block).reshape(scores.shape)
+
+
+def is_matrix(shape: Sequence[int]) -> bool:
+    """Whether a kernel of that shape multiplies as one matrix, as a 1x1 convolution does."""
+    return all(size == 1 for size in shape[:-2])
+
+
+class _Ramp:
+    """Masks that grow by TF-MOT's schedule over the first half of training, and stay over the second."""
+
+    def __init__(self, technique: Prune, work: Work) -> None:
+        self._technique, self._work = technique, work
+        self._before = dict(work.structures)
+        self._chosen = dict(_chosen(technique, work))
+        self._kept: Mapping[str, Projection] = {}
+
+    def keep(self, step: int, steps: int) -> Mapping[str, Projection]:
+        """The projections for this step; masks are made anew while the schedule says so."""
+        share = self._share(step, steps)
+        if share is not None:
+            self.prune(share)
+            self._kept = self._work.projections()
+        return self._kept
+
+    def prune(self, share: float) -> None:
+        """Choose the weights that go for a share of the wanted sparsity, on top of what was zero before."""
+        technique = self._technique
+        scores = _scores(technique, self._work, list(self._chosen))
+        for name, sparsity in self._chosen.items():
+            found = kept(
+                scores[name],
+                sparsity * share,
+                m_by_n=_pair(technique.m_by_n) if technique.m_by_n else None,
+                block=_pair(technique.block) if technique.block else (1, 1),
+            )
+            old = self._before.get(name)
+            self._work.structures[name] = replace(old, kept=found & old.kept) if old else Structure(kept=found)
+
+    def _share(self, step: int, steps: int) -> float | None:
+        """The share of the wanted sparsity, or None where masks stay."""
+        if self._technique.schedule == "constant" or self._technique.m_by_n:
+            return 1.0 if step == 0 else None
+        from edgebuild.pipeline.compress import tfmot
+
+        return tfmot.share_at(step, max(1, steps // 2), _UPDATES)
+
+
+def _chosen(technique: Prune, work: Work) -> Iterator[tuple[str, float]]:
+    found = work.chosen(depthwise=technique.depthwise, layers=technique.layers, otherwise=technique.sparsity)
+    for name, sparsity in found:
+        shape = tuple(work.kernels[name].variable.shape)
+        if technique.block and not is_matrix(shape):
+            work.notes.append(f"{name} {list(shape)} is not pruned: block {technique.block} is of matrices")
+        else:
+            yield name, sparsity
+
+
+def _scores(technique: Prune, work: Work, names: Sequence[str]) -> dict[str, NDArray[np.float32]]:
+    """How much each weight matters, in the kernel's shape. ref: Molchanov et al. 2017, for Taylor's."""
+    weights = {name: work.kernels[name].value for name in names}
+    if technique.criterion == "taylor":
+        gradients: dict[str, Any] = work.gradients(names)
+        return {name: np.abs(value * gradients[name]) for name, value in weights.items()}
+    return {name: np.abs(value) if technique.criterion == "l1" else value**2 for name, value in weights.items()}
+
+
+def _pair(text: str) -> tuple[int, int]:
+    first, _, second = text.replace(":", "x").partition("x")
+    return int(first), int(second)
+
+
+def _matrix(scores: NDArray[np.float32]) -> NDArray[np.float32]:
+    if not is_matrix(scores.shape):
+        raise ValueError(f"a kernel of shape {scores.shape} is no matrix")
+    return scores.reshape(scores.shape[-2:])
