@@ -23,11 +23,10 @@ from typing import Any, Final
 
 from onnx_cases import SUITES, Case, cases
 from onnx_workers import Verdict, run
+from pages import write_table
 
 RESULTS: Final = Path(__file__).parent / "results" / "onnx_coverage.jsonl"
 TOOLS: Final = ("edgebuild", "onnx2tf")
-_BEGIN: Final = "<!-- coverage: written by benchmarks/onnx_coverage.py -->"
-_END: Final = "<!-- coverage ends -->"
 
 Found = dict[str, dict[str, Verdict]]
 
@@ -123,14 +122,6 @@ def _short(reason: str) -> str:
     return reason.replace("\n", " ")[:200]
 
 
-def write_table(path: Path, text: str) -> None:
-    """Put the table between its markers."""
-    page = path.read_text()
-    before, rest = page.split(_BEGIN)
-    _, after = rest.split(_END)
-    path.write_text(f"{before}{_BEGIN}\n\n{text}\n\n{_END}{after}")
-
-
 def main() -> int:
     """Run, print, write, judge."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -148,7 +139,7 @@ def main() -> int:
     text = table(found)
     print(text)
     if options.table:
-        write_table(options.table, text)
+        write_table(options.table, "coverage", text)
     return int(not is_good(found))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,20 +11,25 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from edgebuild.export.flatbuffer import Flatbuffer, Tensor
+    from edgebuild.export.flatbuffer import Flatbuffer, Subgraph, Tensor
+
+
+# ref: the kernels' layouts in tensorflow/lite/kernels: [out, h, w, in], [out, in], [1, h, w, out], [d, h, w, in, out].
+_CHANNEL_AXES: Final = {"CONV_2D": 0, "FULLY_CONNECTED": 0, "TRANSPOSE_CONV": 0, "DEPTHWISE_CONV_2D": 3, "CONV_3D": 4}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Weights:
-    """One weight tensor of two or more dimensions, as the file stores it.
+    """One weight tensor of two or more dimensions, as the file stores it, in `bytes`.
 
     `where` is the first tensor made with it, whose name tells of the layer. `zeros` counts stored values that stand for
-    zero. `unique` counts distinct stored values, `unique_per_channel` those of the channel that has most; both are the
-    same without scales a channel. `entropy_bytes` is what an ideal coder of single values would need.
+    zero. `unique` counts distinct stored values, `unique_per_channel` those of the output channel that has most.
+    `entropy_bytes` is what an ideal coder of single values would need.
     """
 
     where: str
     operator: str
+    dtype: str
     shape: tuple[int, ...]
     weights: int
     zeros: int
@@ -35,15 +40,19 @@ class Weights:
 
 
 def measure(model: Flatbuffer) -> tuple[Weights, ...]:
-    """The weights of every operator of the main subgraph, in the order of their first use."""
-    seen: dict[int, Weights] = {}
-    for operator in model.main.operators:
-        for index in operator.inputs:
-            tensor = model.main.tensors[index] if index >= 0 else None
-            if tensor is not None and index not in seen and is_kernel(tensor):
-                made = model.main.tensors[operator.outputs[0]].name.split(";")[0]
-                seen[index] = _measured(tensor, made, operator.kind)
-    return tuple(seen.values())
+    """The weights that operators read, in the order of their first use; what several tensors share counts for each."""
+    return tuple(found for subgraph in model.subgraphs for found in _of(subgraph))
+
+
+def _of(subgraph: Subgraph) -> Iterator[Weights]:
+    stored = {op.outputs[0]: op.inputs[0] for op in subgraph.operators if op.kind == "DEQUANTIZE"}
+    seen: set[int] = set()
+    for operator in subgraph.operators:
+        for index in (stored.get(i, i) for i in operator.inputs if operator.kind != "DEQUANTIZE"):
+            if index >= 0 and index not in seen and is_kernel(subgraph.tensors[index]):
+                seen.add(index)
+                made = subgraph.tensors[operator.outputs[0]].name.split(";")[0] if operator.outputs else ""
+                yield _measured(subgraph.tensors[index], made, operator.kind)
 
 
 def is_kernel(tensor: Tensor) -> bool:
@@ -73,19 +82,19 @@ def _measured(tensor: Tensor, where: str, operator: str) -> Weights:
     return Weights(
         where=where,
         operator=operator,
+        dtype=tensor.dtype,
         shape=tensor.shape,
         weights=values.size,
         zeros=int(zeros(tensor).sum()),
         unique=len(np.unique(values)),
-        unique_per_channel=max(len(np.unique(channel)) for channel in _channels(tensor, values)),
+        unique_per_channel=max(len(np.unique(channel)) for channel in _channels(tensor, values, operator)),
         bytes=values.nbytes,
         entropy_bytes=entropy_bytes(values),
     )
 
 
-def _channels(tensor: Tensor, values: NDArray[Any]) -> Iterator[NDArray[Any]]:
-    quantization = tensor.quantization
-    if quantization is None or len(quantization.scale) < 2:
-        yield values
-        return
-    yield from np.moveaxis(values, quantization.axis, 0)
+def _channels(tensor: Tensor, values: NDArray[Any], operator: str) -> Iterator[NDArray[Any]]:
+    """The weights of each output channel; all at once where the operator knows none."""
+    scaled = tensor.quantization is not None and len(tensor.quantization.scale) > 1
+    axis = tensor.quantization.axis if tensor.quantization and scaled else _CHANNEL_AXES.get(operator)
+    yield from [values] if axis is None else np.moveaxis(values, axis, 0)

@@ -5,30 +5,39 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from edgebuild.calibration.errors import Failure
 from edgebuild.device_tests.latency import Latency
 from edgebuild.export.formats import Precision
-from edgebuild.pipeline import gates
+from edgebuild.export.weights import Weights
+from edgebuild.pipeline import gates, ledger
 from edgebuild.pipeline.config import Project
 from edgebuild.pipeline.errors import OK, exit_code
 from edgebuild.pipeline.execution.engine import Outcome
 from edgebuild.pipeline.ingest import float_model
-from edgebuild.pipeline.plan import Export, Plan, Role
+from edgebuild.pipeline.plan import Export, Plan, Role, Version
 from edgebuild.pipeline.report import (
     SCHEMA,
+    CompressionReport,
+    Entry,
     FailureReport,
     InputReport,
+    KernelReport,
     MeasuredAgreement,
     MetricFigure,
+    MissingEntry,
     ModelReport,
     NoAgreement,
     NoLatency,
     Report,
+    ScanReport,
+    SearchReport,
+    StepReport,
     TargetReport,
+    TrialReport,
 )
-from edgebuild.pipeline.settings import LOWER_IS_BETTER, Metric, TargetSettings
+from edgebuild.pipeline.settings import Metric, TargetSettings
 from edgebuild.pipeline.storage.digests import digest_file
 from edgebuild.pipeline.task import tool_version
 from edgebuild.targets.evidence import Evidence, Figure
@@ -36,14 +45,15 @@ from edgebuild.targets.placement import Placement, Unmapped
 from edgebuild.targets.registry import TARGETS
 from edgebuild.targets.target import Memory
 
+Latencies: TypeAlias = Mapping[str, Latency | NoLatency]
 _FIGURES = ("size_bytes", "gzip_bytes", "operators", "parameters", "sparsity", "unique_weights")
 
 
-def report(project: Project, plan: Plan, outcome: Outcome, latencies: Mapping[str, Latency | NoLatency]) -> Report:
-    """The report of a build: a `TargetReport` or a `FailureReport` for each target."""
+def report(project: Project, plan: Plan, outcome: Outcome, latencies: Latencies) -> Report:
+    """The report of a build: a `TargetReport` or a `FailureReport` for each target; latencies by key of figures."""
     failures = {name: f for name, export in plan.exports.items() if (f := _failure(outcome, export)) is not None}
     targets = {
-        name: _target(project, name, export, plan.evaluated_on, outcome, latencies[name])
+        name: _target(project, name, export, plan, outcome, latencies)
         for name, export in plan.exports.items()
         if name not in failures
     }
@@ -56,7 +66,36 @@ def report(project: Project, plan: Plan, outcome: Outcome, latencies: Mapping[st
         model=_model(project, plan, outcome),
         targets=targets,
         failures=failures,
+        compression=_compression(plan, outcome, targets) if plan.steps else None,
     )
+
+
+def _compression(plan: Plan, outcome: Outcome, targets: Mapping[str, TargetReport]) -> CompressionReport:
+    done = [(plan.tasks[key].title, outcome.results[key]) for key in plan.steps if key in outcome.results]
+    steps = tuple(_step(title, _read(folder / "step.json")) for title, folder in done)
+    ledgers = {name: target.ledger for name, target in targets.items()}
+    files = {name: entries[-1].weights for name, entries in ledgers.items() if isinstance(entries[-1], Entry)}
+    return CompressionReport(
+        steps=steps,
+        findings=ledger.findings(ledgers),
+        losses=ledger.lost(steps[-1].kernels if steps else (), files),
+    )
+
+
+def _step(title: str, raw: Mapping[str, Any]) -> StepReport:
+    return StepReport(
+        step=title,
+        kernels=tuple(KernelReport(**kernel) for kernel in raw["kernels"]),
+        losses=tuple(epoch["loss"] for epoch in raw["history"]),
+        search=_search(raw["search"]) if raw["search"] else None,
+        notes=tuple(raw["notes"]),
+    )
+
+
+def model_file(outcome: Outcome, export: Export, version: Version) -> Path:
+    """The flatbuffer of a version: what ships is what the target made of it."""
+    ships = version is export.versions[-1]
+    return outcome.results[version.figures if ships else version.artifact] / ("files" if ships else "") / "model.tflite"
 
 
 def failure_report(failure: Failure) -> FailureReport:
@@ -104,18 +143,26 @@ def _turned_outputs(described: float_model.Description) -> Iterator[str]:
             yield f"output {name} of the artifacts is the source's, transposed by {axes}"
 
 
+def _search(raw: Mapping[str, Any]) -> SearchReport:
+    scan = raw["scan"]
+    costs = {name: tuple(found) for name, found in scan["costs"].items()}
+    trials = tuple(TrialReport(**trial) for trial in raw["trials"])
+    return SearchReport(**{**raw, "scan": ScanReport(levels=tuple(scan["levels"]), costs=costs), "trials": trials})
+
+
 def _target(
-    project: Project, name: str, export: Export, data: Role, outcome: Outcome, latency: Latency | NoLatency
+    project: Project, name: str, export: Export, plan: Plan, outcome: Outcome, latencies: Latencies
 ) -> TargetReport:
     packaged = outcome.results[export.packaged]
     raw = _read(packaged / "figures.json")
     verified = _read(outcome.results[export.verified] / "verify.json")
     figures = {figure: Figure(**raw[figure]) for figure in _FIGURES}
     evidence: Evidence = "measured" if TARGETS[name].HOST_RUNS else "simulated"
-    agreement = _agreement(verified["agreement"], data, evidence)
+    agreement = _agreement(verified["agreement"], plan.evaluated_on, evidence)
     metric = _metric(project.config.metric, verified["metric"], evidence, export.precision)
     placement = _placement(raw["placement"])
-    memory = Memory(**{kind: Figure(**figure) for kind, figure in raw["memory"].items()})
+    memory = _memory(raw)
+    latency = latencies[export.packaged]
     judged = gates.judge(
         export.precision,
         project.config.targets.get(name, TargetSettings()),
@@ -143,7 +190,38 @@ def _target(
         memory=memory,
         latency=latency,
         gates=judged,
+        ledger=tuple(_entry(project, name, export, version, outcome, latencies) for version in export.versions)
+        if plan.steps
+        else (),
     )
+
+
+def _entry(
+    project: Project, name: str, export: Export, version: Version, outcome: Outcome, latencies: Latencies
+) -> Entry | MissingEntry:
+    failed = [key for key in (version.artifact, version.verified, version.figures) if key in outcome.failures]
+    if failed:
+        return MissingEntry(step=version.title, why=str(outcome.failures[failed[0]]))
+    raw = _read(outcome.results[version.figures] / "figures.json")
+    verified = _read(outcome.results[version.verified] / "verify.json")
+    found = tuple(Weights(**tensor | {"shape": tuple(tensor["shape"])}) for tensor in raw["weights"])
+    evidence: Evidence = "measured" if TARGETS[name].HOST_RUNS else "simulated"
+    return Entry(
+        step=version.title,
+        sha256=digest_file(model_file(outcome, export, version)),
+        size_bytes=raw["size_bytes"]["value"],
+        gzip_bytes=raw["gzip_bytes"]["value"],
+        entropy_bytes=sum(tensor.entropy_bytes for tensor in found),
+        sparsity=Figure(**raw["sparsity"]),
+        weights=found,
+        metric=_metric(project.config.metric, verified["metric"], evidence, export.precision),
+        arena_bytes=_memory(raw).arena_bytes,
+        latency=latencies[version.figures],
+    )
+
+
+def _memory(raw: Mapping[str, Any]) -> Memory:
+    return Memory(**{kind: Figure(**figure) for kind, figure in raw["memory"].items()})
 
 
 def _agreement(found: Mapping[str, Any] | None, data: Role, evidence: Evidence) -> MeasuredAgreement | NoAgreement:
@@ -153,7 +231,7 @@ def _agreement(found: Mapping[str, Any] | None, data: Role, evidence: Evidence) 
 
 
 def _metric(metric: Metric, found: Mapping[str, Any] | None, evidence: Evidence, precision: Precision) -> MetricFigure:
-    higher = metric.higher_is_better if metric.higher_is_better is not None else metric.name not in LOWER_IS_BETTER
+    higher = metric.is_higher_better
     if found is None:
         return MetricFigure(
             name=metric.name,
@@ -166,6 +244,7 @@ def _metric(metric: Metric, found: Mapping[str, Any] | None, evidence: Evidence,
             note="there is no evaluation data",
         )
     note = "" if evidence == "measured" else "tflite-runtime's CPU kernels stand in for the target"
+    found = {**found, "interval": tuple(found["interval"]) if found["interval"] else None}
     if found["float"] is None and precision == "float32":  # The source file is the float model.
         found = {**found, "float": found["target"]}
     if found["float"] is None:

@@ -31,7 +31,7 @@ from edgebuild.pipeline.config import Project
 from edgebuild.pipeline.execution.engine import Event, Outcome, Runner, execute, survey
 from edgebuild.pipeline.execution.workers import Limits
 from edgebuild.pipeline.plan import Plan
-from edgebuild.pipeline.report import NoLatency, Report
+from edgebuild.pipeline.report import Entry, NoLatency, Report, TargetReport
 from edgebuild.pipeline.reruns import Why
 from edgebuild.pipeline.storage.digests import digest_file
 from edgebuild.pipeline.storage.sessions import session
@@ -233,16 +233,19 @@ def _latencies(
     previous: Report | None,
     on_latency: Callable[[str, int, int], None],
 ) -> Mapping[str, Latency | NoLatency]:
-    """Measured after everything else has ended, so that nothing of ours disturbs it."""
+    """Of every version of every target, by the key of its figures; measured after all else has ended, undisturbed."""
     found: dict[str, Latency | NoLatency] = {}
     for name, export in plan.exports.items():
-        if not TARGETS[name].HOST_RUNS:
-            found[name] = NoLatency(note=f"no device is named for {name}, and this machine is none")
-        elif export.packaged in outcome.results:
-            gated = name in project.config.targets and project.config.targets[name].max_latency_ms is not None
-            model = outcome.results[export.packaged] / "files" / "model.tflite"
-            kept = None if gated else _still_good(previous, name, model)
-            found[name] = kept or _measure(name, model, on_latency)
+        gated = name in project.config.targets and project.config.targets[name].max_latency_ms is not None
+        for version in export.versions:
+            ships = version is export.versions[-1]
+            if not TARGETS[name].HOST_RUNS:
+                found[version.figures] = NoLatency(note=f"no device is named for {name}, and this machine is none")
+            elif version.figures in outcome.results:
+                model = assemble.model_file(outcome, export, version)
+                kept = None if gated and ships else _still_good(previous, name, model)
+                title = name if ships else f"{name}, {version.title},"
+                found[version.figures] = kept or _measure(title, model, on_latency)
     return found
 
 
@@ -251,11 +254,14 @@ def _still_good(previous: Report | None, name: str, model: Path) -> Latency | No
 
     The store never holds a latency, and a gate never rests on an old one.
     """
-    before = previous.targets.get(name) if previous else None
-    if before is None or not isinstance(before.latency, Latency):
+    target = previous.targets.get(name) if previous else None
+    if target is None:
         return None
-    same_device = before.latency.device == str(TRANSPORTS["local"]().fingerprint())
-    return before.latency if same_device and before.sha256 == digest_file(model) else None
+    entries: list[TargetReport | Entry] = [target, *(e for e in target.ledger if isinstance(e, Entry))]
+    known = {entry.sha256: entry.latency for entry in entries if isinstance(entry.latency, Latency)}
+    before = known.get(digest_file(model)) if known else None
+    same_device = before is not None and before.device == str(TRANSPORTS["local"]().fingerprint())
+    return before if same_device else None
 
 
 def _measure(name: str, model: Path, on_latency: Callable[[str, int, int], None]) -> Latency | NoLatency:

@@ -119,9 +119,12 @@ def json_schema() -> dict[str, Any]:
     return {"$schema": "https://json-schema.org/draft/2020-12/schema"} | Config.model_json_schema() | {"title": NAME}
 
 
+_BRANCHES: Final = ("[key]", "(name)", "(own)", "(word)", "(number)")  # Of keys, boards and what may be `auto`.
+
+
 def _problems(error: ErrorDetails) -> list[str]:
     """A line for each thing that is wrong, keys as they stand in the file: pydantic's marks of branches left out."""
-    key = ".".join(part for part in map(str, error["loc"]) if part not in ("[key]", "(name)", "(own)"))
+    key = ".".join(part for part in map(str, error["loc"]) if part not in _BRANCHES)
     if error["type"] == "extra_forbidden":
         return [f"{key}: unknown key{nearest(str(error['loc'][-1]), _allowed(error['loc'][:-1]))}"]
     if error["type"] == "missing":

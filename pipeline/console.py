@@ -17,10 +17,11 @@ from rich.table import Table
 from edgebuild.calibration.errors import Failure
 from edgebuild.device_tests.latency import Latency
 from edgebuild.device_tests.profile import ModelProfile
+from edgebuild.pipeline import ledger
 from edgebuild.pipeline.doctor import Finding
 from edgebuild.pipeline.errors import ConfigError, MismatchError
 from edgebuild.pipeline.execution.engine import Event
-from edgebuild.pipeline.report import FailureReport, GateResult, ModelReport, Report, TargetReport
+from edgebuild.pipeline.report import CompressionReport, FailureReport, GateResult, ModelReport, Report, TargetReport
 from edgebuild.pipeline.reruns import Why
 from edgebuild.targets.evidence import Evidence, Figure
 from edgebuild.targets.profile import Profile
@@ -125,6 +126,22 @@ def show_report(report: Report, narrator: Narrator, *, on_stdout: bool) -> None:
     for line in model_notes(report.model):
         narrator.say(line)
     _show_targets(report.targets, report.failures, narrator, on_stdout=on_stdout)
+    if report.compression is not None:
+        _show_compression(report.compression, narrator.console)
+
+
+def _show_compression(found: CompressionReport, console: Console) -> None:
+    """What each step bought, a line each, what it left for the user to know, and steps that bought nothing."""
+    for finding in found.findings:
+        console.print(ledger.line(finding), markup=False, soft_wrap=True)
+    notes = [f"{step.step}: {note}" for step in found.steps for note in step.notes]
+    for note in notes:
+        console.print(f"[yellow]note:[/] {escape(note)}", soft_wrap=True)
+    idle = [
+        f"{finding.step} buys nothing on any target here: leave it out" for finding in found.findings if finding.idle
+    ]
+    for warning in (*found.losses, *idle):
+        console.print(f"[yellow]warning:[/] {escape(warning)}", soft_wrap=True)
 
 
 def model_notes(model: ModelReport | None) -> Iterator[str]:

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import gzip
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from edgebuild.export.flatbuffer import Flatbuffer, Quantization
+from edgebuild.export import weights
+from edgebuild.export.weights import Weights
 from edgebuild.targets.evidence import Figure, measured, unavailable
 from edgebuild.targets.placement import Placement
 from edgebuild.targets.target import Artifact, Memory, Target
@@ -21,6 +18,7 @@ class Figures:
 
     gzip_bytes: with gzip -9. parameters: elements of weight tensors, biases included. sparsity: share of exact zeros
     among weights of two or more dimensions. unique_weights: distinct stored values in the weight tensor that has most.
+    weights: those tensors one by one.
     """
 
     size_bytes: Figure
@@ -29,13 +27,15 @@ class Figures:
     parameters: Figure
     sparsity: Figure
     unique_weights: Figure
+    weights: tuple[Weights, ...]
     placement: Placement
     memory: Memory
 
 
 def of(artifact: Artifact, target: Target) -> Figures:
     """Measure an artifact for a target."""
-    sparsity, unique_weights = _weights(artifact.flatbuffer)
+    found = weights.measure(artifact.flatbuffer)
+    sparsity, unique_weights = _over_all(found)
     return Figures(
         size_bytes=measured(len(artifact.data)),
         gzip_bytes=measured(len(gzip.compress(artifact.data, 9, mtime=0))),
@@ -43,24 +43,15 @@ def of(artifact: Artifact, target: Target) -> Figures:
         parameters=measured(sum(tensor.elements for tensor in artifact.flatbuffer.weights)),
         sparsity=sparsity,
         unique_weights=unique_weights,
+        weights=found,
         placement=target.place(artifact.flatbuffer),
         memory=target.memory(artifact),
     )
 
 
-def _weights(model: Flatbuffer) -> tuple[Figure, Figure]:
-    matrices = [tensor for tensor in model.weights if len(tensor.shape) > 1]
-    if not matrices:
+def _over_all(found: tuple[Weights, ...]) -> tuple[Figure, Figure]:
+    if not found:
         why = "the model holds no weight of two or more dimensions"
         return unavailable(why), unavailable(why)
-    zeros = sum(_zeros(tensor.values(), tensor.quantization) for tensor in matrices)
-    sparsity = zeros / sum(tensor.elements for tensor in matrices)
-    return measured(sparsity), measured(max(len(np.unique(tensor.values())) for tensor in matrices))
-
-
-def _zeros(values: NDArray[Any], quantization: Quantization | None) -> int:
-    zero_points = quantization.zero_point if quantization else (0,)
-    if quantization and len(set(zero_points)) > 1:
-        shape = [-1 if dimension == quantization.axis else 1 for dimension in range(values.ndim)]
-        return int((values == np.asarray(zero_points).reshape(shape)).sum())
-    return int((values == zero_points[0]).sum())
+    sparsity = sum(tensor.zeros for tensor in found) / sum(tensor.weights for tensor in found)
+    return measured(sparsity), measured(max(tensor.unique for tensor in found))

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Final
 
 from edgebuild.device_tests.latency import Latency
-from edgebuild.pipeline.report import FailureReport, NoAgreement, Report, TargetReport
-from edgebuild.targets.evidence import Evidence, Figure, unavailable
+from edgebuild.pipeline.report import Entry, FailureReport, NoAgreement, NoLatency, Report, TargetReport
+from edgebuild.targets.evidence import Evidence, Figure, measured, unavailable
 
 # What each code of the one table in `errors` means to somebody who reads no table.
 EXIT_WORDS: Final[Mapping[int, str]] = {
@@ -71,11 +71,17 @@ class Row:
 
 def render(report: Report) -> str:
     """The whole page; equal reports give equal text."""
-    from jinja2 import Environment, StrictUndefined
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     # Names of models, operators and tensors come from other people's files: nothing reaches the page unescaped.
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string(Path(__file__).with_name("page.html").read_text("utf-8"))
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    template = environment.get_template("page.html")
     groups = {name: row_groups(target) for name, target in report.targets.items()}
     return template.render(
         report=report,
@@ -93,6 +99,8 @@ def render(report: Report) -> str:
         gate_number=gate_text,
         count=count_text,
         duration=duration_text,
+        share=share_text,
+        ledger_rows=ledger_rows,
     )
 
 
@@ -101,7 +109,26 @@ def row_groups(target: TargetReport) -> dict[str, dict[str, Row]]:
     return {
         "File": _file_rows(target),
         "Quality": _metric_rows(target) | _agreement_rows(target),
-        "On the device": _device_rows(target) | _latency_rows(target),
+        "On the device": _device_rows(target) | _latency_rows(target.latency),
+    }
+
+
+def ledger_rows(entry: Entry) -> dict[str, Row]:
+    """The figures of an artifact after one step, by the column they stand in."""
+    m = entry.metric
+    metric = Figure(value=m.target, evidence=m.evidence, note=m.note)
+    interval = f"{number_text(m.interval[0])} to {number_text(m.interval[1])}" if m.interval else ""
+    channel = max((weights.unique_per_channel for weights in entry.weights), default=None)
+    values = unavailable("there is no kernel") if channel is None else measured(channel)
+    return {
+        "file": _row(measured(entry.size_bytes), "", count_text, ""),
+        "gzip": _row(measured(entry.gzip_bytes), "", count_text, ""),
+        "entropy": _row(measured(entry.entropy_bytes), "", count_text, ""),
+        "zeros": _row(entry.sparsity, "", share_text, ""),
+        "values": _row(values, "", count_text, ""),
+        "metric": _row(metric, "", number_text, "", interval),
+        "ram": _row(entry.arena_bytes, "", size_text, ""),
+        "latency": _latency_rows(entry.latency)["median_us"],
     }
 
 
@@ -228,10 +255,9 @@ def _device_rows(t: TargetReport) -> dict[str, Row]:
     }
 
 
-def _latency_rows(t: TargetReport) -> dict[str, Row]:
-    if not isinstance(t.latency, Latency):
-        return {"median_us": _row(unavailable(t.latency.note), "Latency", duration_text, "one inference")}
-    found = t.latency
+def _latency_rows(found: Latency | NoLatency) -> dict[str, Row]:
+    if isinstance(found, NoLatency):
+        return {"median_us": _row(unavailable(found.note), "Latency", duration_text, "one inference")}
     median, first = (Figure(value=v, evidence=found.evidence) for v in (found.median_us, found.first_us))
     median = replace(median, note="; ".join(found.notes))
     rss = unavailable("the device keeps no such figure")

@@ -10,7 +10,7 @@ from typing import Any, Final, Literal, TypeAlias
 from edgebuild.export import flatbuffer, recognise
 from edgebuild.export.formats import IoType, Precision
 from edgebuild.pipeline import stages
-from edgebuild.pipeline.compress.settings import Compression
+from edgebuild.pipeline.compress.settings import Compression, Technique, is_automatic
 from edgebuild.pipeline.config import Project
 from edgebuild.pipeline.errors import ConfigError
 from edgebuild.pipeline.ingest import adopted, load
@@ -37,13 +37,13 @@ _LABELS: Final[Mapping[str, stages.Labels]] = {
 class Version:
     """A target's flatbuffer of one float model: the source, or what a step of `compress` made, which `title` says.
 
-    `weighed` is empty where nothing is compressed: there is nothing to hold it against.
+    `figures` is the key whose entry holds the flatbuffer's own figures.
     """
 
     title: str
     artifact: str
     verified: str
-    weighed: str
+    figures: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +53,6 @@ class Export:
     precision: Precision
     io: IoType
     versions: tuple[Version, ...]
-    packaged: str
 
     @property
     def artifact(self) -> str:
@@ -64,6 +63,11 @@ class Export:
     def verified(self) -> str:
         """The key of its figures over samples."""
         return self.versions[-1].verified
+
+    @property
+    def packaged(self) -> str:
+        """The key of the target's folder."""
+        return self.versions[-1].figures
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,10 +88,10 @@ class Plan:
     @property
     def goals(self) -> tuple[str, ...]:
         """The keys of what a build reads in the end."""
-        packaged = [export.packaged for export in self.exports.values()]
-        found = [v for export in self.exports.values() if self.steps for v in export.versions]
-        figures = [key for version in found for key in (version.verified, version.weighed)]
-        return (self.model, *dict.fromkeys([*packaged, *(e.verified for e in self.exports.values()), *figures]))
+        ends = (key for export in self.exports.values() for key in (export.verified, export.packaged))
+        earlier = (version for export in self.exports.values() for version in export.versions[:-1])
+        steps = (key for version in earlier for key in (version.artifact, version.verified, version.figures))
+        return (self.model, *dict.fromkeys([*ends, *self.steps, *steps]))
 
     def until(self, stage: str) -> Mapping[str, Task]:
         """The tasks of `stage` and of those before it.
@@ -203,39 +207,55 @@ class _Planner:
         if self._config.compress and (data.training or data.calibration):
             inputs["samples"] = self._samples("training" if data.training else "calibration")
         for step in self._config.compress:
+            technique = step.technique.settled(trains=data.training is not None)
+            technique = _limited(technique, self._config.gates.max_metric_drop)
+            watched = self._config.metric if technique.watches or is_automatic(technique) else None
             parameters = Compression(
-                technique=step.technique.settled(trains=data.training is not None),
+                technique=technique,
                 output=self._config.metric.output,
                 seed=self._config.seed,
+                metric=watched.name if watched else "",
+                higher_is_better=watched is None or watched.is_higher_better,
             )
             _require_samples(parameters, inputs)
-            model = self._add("compress", str(parameters.technique), {"model": model, **inputs}, parameters)
-            yield str(parameters.technique), model
+            code = self._metric_code(parameters.metric)
+            model = self._add("compress", str(technique), {"model": model, **inputs}, parameters, code)
+            yield str(technique), model
+
+    def _metric_code(self, metric: str) -> dict[str, Source]:
+        """The user's own modules that a metric consists of, if any."""
+        return code_sources("metric", metric, self._project.folder) if ":" in metric else {}
 
     def _export(self, name: str, evaluation: str, models: Sequence[tuple[str, str]]) -> Export:
         if self._given is None:
             precision, io = _format(name, self._config.targets.get(name, TargetSettings()))
         else:
             precision, io = recognise.precision(self._given), recognise.io_type(self._given)
-        versions = tuple(self._version(title, model, name, precision, io, evaluation) for title, model in models)
-        inputs = {"artifact": versions[-1].artifact, "verified": versions[-1].verified}
-        packaged = self._add("package", f"package {name}", inputs, stages.PackageParameters(target=name))
-        return Export(precision=precision, io=io, versions=versions, packaged=packaged)
+        *earlier, last = [self._made(title, model, name, precision, io, evaluation) for title, model in models]
+        versions = [
+            self._version(made, "weigh", f"weigh {name} {made.title}", stages.WeighParameters(target=name))
+            for made in earlier
+        ]
+        packaged = self._version(last, "package", f"package {name}", stages.PackageParameters(target=name))
+        return Export(precision=precision, io=io, versions=(*versions, packaged))
 
-    def _version(self, title: str, model: str, name: str, precision: Precision, io: IoType, evaluation: str) -> Version:
+    def _version(self, made: Version, stage: str, title: str, parameters: Any) -> Version:
+        inputs = {"artifact": made.artifact, "verified": made.verified}
+        return replace(made, figures=self._add(stage, title, inputs, parameters))
+
+    def _made(self, title: str, model: str, name: str, precision: Precision, io: IoType, evaluation: str) -> Version:
+        """A flatbuffer that is verified, and whose own figures are yet to be taken."""
         after = f" after {title}" if model != self._ingested else ""
         artifact = self._ingested if self._given is not None else self._artifact(model, name, precision, io, after)
-        form = _format_name(precision, io) + after
         metric = self._config.metric.name if self._config.data.evaluation else ""
         verified = self._add(
             "verify",
-            f"verify {form}",
+            f"verify {_format_name(precision, io)}{after}",
             {"artifact": artifact, "samples": evaluation, **self._references(model, evaluation)},
             stages.VerifyParameters(metric=metric, output=self._config.metric.output),
-            code_sources("metric", metric, self._project.folder) if ":" in metric else {},
+            self._metric_code(metric),
         )
-        weighed = self._add("weigh", f"weigh {form}", {"artifact": artifact}) if self._config.compress else ""
-        return Version(title=title, artifact=artifact, verified=verified, weighed=weighed)
+        return Version(title=title, artifact=artifact, verified=verified, figures="")
 
     def _references(self, model: str, evaluation: str) -> dict[str, str]:
         """Outputs of the float model that is converted, and of the source where that is another."""
@@ -325,6 +345,19 @@ def _chosen(project: Project, targets: Sequence[str]) -> Sequence[str]:
     for name in targets:
         target(name)
     return tuple(dict.fromkeys(targets)) or tuple(configured)
+
+
+def _limited(technique: Technique, max_metric_drop: float | None) -> Technique:
+    """With the drop that a search may allow itself."""
+    if not is_automatic(technique) or technique.max_drop is not None:
+        return technique
+    if max_metric_drop is None:
+        raise ConfigError(
+            f"compress: {technique} needs a limit",
+            cause="it seeks the most that keeps the metric within one",
+            action="give gates.max_metric_drop, or max_drop in the step",
+        )
+    return technique.model_copy(update={"max_drop": max_metric_drop})
 
 
 def _require_samples(step: Compression, inputs: Mapping[str, str]) -> None:

@@ -10,6 +10,7 @@ from typing import Any, Final, Literal, TypeAlias
 from edgebuild.device_tests.latency import Latency
 from edgebuild.export.agreement import Agreement
 from edgebuild.export.formats import IoType, Precision
+from edgebuild.export.weights import Weights
 from edgebuild.targets.evidence import Evidence, Figure
 from edgebuild.targets.placement import Placement
 from edgebuild.targets.target import Memory
@@ -44,7 +45,7 @@ class MetricFigure:
 
     `drop` is how much worse the artifact is, in the metric's unit: positive is worse, whichever way is better.
     All are None where `evidence` is unavailable, and `note` says why; `float` and `drop` are where there is no float
-    model.
+    model. `interval` is the 95 % interval of `target`: Wilson's for a share of samples, else bootstrapped.
     """
 
     name: str
@@ -55,6 +56,7 @@ class MetricFigure:
     n: int
     evidence: Evidence
     note: str = ""
+    interval: tuple[Real, Real] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,8 +90,112 @@ class FailureReport:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """A target's artifact after one step of compression, or before any; the last is the one that ships.
+
+    `entropy_bytes` is what an ideal coder of single values needs for all weights of two or more dimensions, and
+    `weights` are these one by one, measured in the file. `arena_bytes` is working memory.
+    """
+
+    step: str
+    sha256: str
+    size_bytes: int
+    gzip_bytes: int
+    entropy_bytes: float
+    sparsity: Figure
+    weights: tuple[Weights, ...]
+    metric: MetricFigure
+    arena_bytes: Figure
+    latency: Latency | NoLatency
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MissingEntry:
+    """Why there is no artifact after a step."""
+
+    step: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepFindings:
+    """What a step of compression bought, by target; `idle` where it bought none of them anything."""
+
+    step: str
+    bought: Mapping[str, str]
+    idle: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KernelReport:
+    """A kernel of the float model after a step.
+
+    `shared` counts the values that its weights share, zero included and each channel's scale left out; None where they
+    share none. `shared_per_channel` counts those of the channel that has most.
+    """
+
+    layer: str
+    kernel: str
+    weights: int
+    zeros: int
+    shared: int | None
+    shared_per_channel: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScanReport:
+    """What each kernel alone costs, by how much the loss rises, at each of `levels`, from gentle to harsh."""
+
+    levels: tuple[float, ...]
+    costs: Mapping[str, tuple[float, ...]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrialReport:
+    """A cost that every kernel was allowed, and by how much the metric then fell."""
+
+    tolerance: float
+    drop: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchReport:
+    """How `auto` found the level of each kernel: `held` samples, which were not learned from, judged the metric."""
+
+    scan: ScanReport
+    trials: tuple[TrialReport, ...]
+    chosen: Mapping[str, float]
+    metric: str
+    max_drop: float
+    held: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepReport:
+    """What a step made of the float model, and the mean loss of each epoch of fine-tuning; `notes` are for the user."""
+
+    step: str
+    kernels: tuple[KernelReport, ...]
+    losses: tuple[float, ...]
+    search: SearchReport | None
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompressionReport:
+    """Every step, in order, what each bought, and what conversion took back, a line each."""
+
+    steps: tuple[StepReport, ...]
+    findings: tuple[StepFindings, ...]
+    losses: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TargetReport:
-    """Everything known of one target's artifact; paths are relative to the report, `notes` are doubts worth reading."""
+    """Everything known of one target's artifact; paths are relative to the report, `notes` are doubts worth reading.
+
+    `ledger` holds the artifact before compression and after each step, and is empty where nothing is compressed.
+    """
 
     artifact: str
     files: tuple[str, ...]
@@ -111,6 +217,7 @@ class TargetReport:
     memory: Memory
     latency: Latency | NoLatency
     gates: tuple[GateResult, ...]
+    ledger: tuple[Entry | MissingEntry, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,6 +258,7 @@ class Report:
     model: ModelReport | None
     targets: Mapping[str, TargetReport]
     failures: Mapping[str, FailureReport]
+    compression: CompressionReport | None = None
 
 
 def to_json(report: Report) -> str:

@@ -19,7 +19,7 @@ from pydantic import (
 )
 
 from edgebuild.export.formats import IoType, Precision
-from edgebuild.pipeline.compress.settings import Cluster, Finetune, Prune, Step
+from edgebuild.pipeline.compress.settings import Cluster, Finetune, Prune, Qat, Step
 from edgebuild.pipeline.record import Record
 from edgebuild.targets.profile import load_profile, profile_names
 from edgebuild.targets.registry import TARGETS
@@ -123,6 +123,11 @@ class Metric(Record):
         if self.name not in METRICS and self.higher_is_better is None:
             raise ValueError(f"higher_is_better: required for {self.name}; true for an accuracy, false for an error")
         return self
+
+    @property
+    def is_higher_better(self) -> bool:
+        """The direction, known or said."""
+        return self.name not in LOWER_IS_BETTER if self.higher_is_better is None else self.higher_is_better
 
 
 class Board(Record):
@@ -239,6 +244,7 @@ RECORDS: Final[dict[str, type[BaseModel]]] = {
     "compress": Step,
     "prune": Prune,
     "cluster": Cluster,
+    "qat": Qat,
     "finetune": Finetune,
     "targets": TargetSettings,
     "board": Board,

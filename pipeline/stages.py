@@ -18,6 +18,7 @@ from edgebuild.pipeline.task import Stage
 
 if TYPE_CHECKING:
     from edgebuild.pipeline.compress.settings import Compression
+    from edgebuild.targets.target import Artifact
 
 Labels: TypeAlias = Literal["required", "taken", "left"]
 _BATCH: Final = 64
@@ -53,6 +54,13 @@ class VerifyParameters:
 
     metric: str
     output: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeighParameters:
+    """For which target."""
+
+    target: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,7 +155,7 @@ def verify(parameters: VerifyParameters, inputs: Mapping[str, Path], out: Path) 
     """
     from edgebuild.export import agreement
     from edgebuild.export.interpreter import Interpreter
-    from edgebuild.pipeline import metrics
+    from edgebuild.pipeline import intervals, metrics
 
     interpreter = Interpreter((inputs["artifact"] / "model.tflite").read_bytes())
     arrays = load_arrays(inputs["samples"] / "samples.npz")
@@ -157,29 +165,32 @@ def verify(parameters: VerifyParameters, inputs: Mapping[str, Path], out: Path) 
     result: dict[str, Any] = {"agreement": asdict(agreement.compare(wanted, got)) if wanted else None, "metric": None}
     if parameters.metric and labels is not None:
         source = load_arrays(inputs["source"] / "outputs.npz") if "source" in inputs else wanted
-        scores = [
+        float_score, score = (
             metrics.score(parameters.metric, outputs, labels, parameters.output) if outputs else None
             for outputs in (source, got)
-        ]
-        result["metric"] = {"float": scores[0], "target": scores[1], "n": len(labels)}
+        )
+        interval = intervals.interval(parameters.metric, got, labels, parameters.output)
+        result["metric"] = {"float": float_score, "target": score, "interval": interval, "n": len(labels)}
     write_json(out / "verify.json", result)
     save_arrays(out / "vectors.npz", _vectors(interpreter, arrays))
 
 
-def weigh(_: Nothing, inputs: Mapping[str, Path], out: Path) -> None:
-    """`artifact` -> `weights.json`: bytes, bytes with gzip -9, and what each weight tensor is like."""
-    import gzip
-
-    from edgebuild.export import flatbuffer, weights
-
-    data = (inputs["artifact"] / "model.tflite").read_bytes()
-    found = [asdict(tensor) for tensor in weights.measure(flatbuffer.read(data))]
-    size = {"size_bytes": len(data), "gzip_bytes": len(gzip.compress(data, 9, mtime=0))}
-    write_json(out / "weights.json", {**size, "weights": found})
+def weigh(parameters: WeighParameters, inputs: Mapping[str, Path], out: Path) -> None:
+    """`artifact`, `verified` -> `figures.json` alone: of a step on the way, which does not ship."""
+    _write_figures(parameters.target, inputs, out)
 
 
 def package(parameters: PackageParameters, inputs: Mapping[str, Path], out: Path) -> None:
     """`artifact`, `verified` -> `files/`, the target's folder as the user gets it, and `figures.json`."""
+    from edgebuild.targets.registry import TARGETS
+
+    artifact = _write_figures(parameters.target, inputs, out)
+    (out / "files").mkdir()
+    TARGETS[parameters.target].package(artifact, out / "files")
+
+
+def _write_figures(name: str, inputs: Mapping[str, Path], out: Path) -> Artifact:
+    """Measure an artifact for a target, add how it was made, and give it."""
     from edgebuild.export import flatbuffer
     from edgebuild.pipeline import figures
     from edgebuild.targets.registry import TARGETS
@@ -191,10 +202,9 @@ def package(parameters: PackageParameters, inputs: Mapping[str, Path], out: Path
         flatbuffer=flatbuffer.read(data),
         vectors=_pairs(load_arrays(inputs["verified"] / "vectors.npz")),
     )
-    (out / "files").mkdir()
-    TARGETS[parameters.target].package(artifact, out / "files")
-    found = asdict(figures.of(artifact, TARGETS[parameters.target]))
+    found = asdict(figures.of(artifact, TARGETS[name]))
     write_json(out / "figures.json", found | json.loads((inputs["artifact"] / "route.json").read_bytes()))
+    return artifact
 
 
 _READERS: Final = (
@@ -226,12 +236,13 @@ STAGES: Final[dict[str, Stage]] = {
             function=compress,
             worker="tensorflow",
             tools=("tensorflow", "tf-keras", "tensorflow-model-optimization", "numpy"),
+            resumes=True,
         ),
         Stage(name="reference", version=1, function=reference, worker="tensorflow", tools=("tensorflow", "tf-keras")),
         Stage(name="calibrate", version=1, function=calibrate, worker="tensorflow", tools=("tensorflow", "tf-keras")),
         Stage(name="convert", version=1, function=convert, worker="tensorflow", tools=("tensorflow", "tf-keras")),
-        Stage(name="verify", version=1, function=verify, worker="light", tools=("tflite-runtime", "numpy")),
-        Stage(name="weigh", version=1, function=weigh, worker="light", tools=("numpy",)),
+        Stage(name="verify", version=2, function=verify, worker="light", tools=("tflite-runtime", "numpy")),
+        Stage(name="weigh", version=1, function=weigh, worker="light", tools=("edgebuild", "tflite-micro")),
         Stage(name="package", version=1, function=package, worker="light", tools=("edgebuild", "tflite-micro")),
     )
 }

@@ -20,7 +20,8 @@ class Stage:
     """A plain function from parameters and inputs to an output folder, and what decides whether its result holds.
 
     `version` rises whenever the function would give other bytes for the same inputs. `tools` are the distributions
-    whose versions its bytes depend on.
+    whose versions its bytes depend on. One that `resumes` finds a folder `progress` among its inputs, for what it may
+    go on from after its process was killed.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Stage:
     function: Callable[[Any, Mapping[str, Path], Path], None]
     worker: WorkerKind
     tools: tuple[str, ...]
+    resumes: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

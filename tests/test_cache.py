@@ -12,7 +12,7 @@ from conftest import Build, Ended, edgebuild
 
 from edgebuild.pipeline.console import Narrator
 from edgebuild.pipeline.errors import ConfigError, StoreError, exit_code
-from edgebuild.pipeline.storage import collection, inventory, references
+from edgebuild.pipeline.storage import collection, inventory, progress, references
 from edgebuild.pipeline.storage.collection import Criteria
 from edgebuild.pipeline.storage.inventory import Entry
 from edgebuild.pipeline.storage.location import CACHE_VARIABLE, default_root
@@ -266,6 +266,22 @@ def test_what_a_killed_build_left_is_counted_and_swept(store: Store) -> None:
     assert done.dead_bytes == done.freed_bytes == 5000
     assert not scratch.exists()
     assert left(store) == {A}
+
+
+def test_the_progress_of_a_killed_build_is_kept_counted_and_removed_unless_a_build_wants_it(store: Store) -> None:
+    for key in (A, B):
+        progress.place(store, key).mkdir(parents=True)
+        (progress.place(store, key) / "checkpoint.npz").write_bytes(b"x" * 3000)
+    with session(store, (B,)):
+        assert progress.place(store, A).exists(), "a session's sweep leaves it"
+        assert collection.collect(store, Criteria(max_size_bytes=1 << 30), dry_run=True).dead_bytes == 3000
+        assert progress.place(store, A).exists()
+        done = collection.collect(store, Criteria(max_size_bytes=1 << 30))
+        assert done.dead_bytes == done.freed_bytes == 3000
+        assert not progress.place(store, A).exists()
+        assert progress.place(store, B).exists()
+    assert collection.collect(store, Criteria(max_size_bytes=1 << 30)).dead_bytes == 3000
+    assert not progress.place(store, B).exists()
 
 
 # Checking

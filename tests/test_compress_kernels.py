@@ -100,7 +100,9 @@ def test_blocks_go_whole_and_only_from_matrices() -> None:
 @pytest.mark.parametrize("initialization", ["kmeans++", "linear", "density"])
 @pytest.mark.parametrize("granularity", ["tensor", "channel", "channel_scaled"])
 def test_clusters_hold_few_values_and_keep_zeros(granularity: Any, initialization: Any) -> None:
-    weights = np.random.default_rng(0).normal(size=(200, 6)).astype(np.float32) * np.float32([1, 2, 3, 4, 5, 0.1])
+    weights = np.random.default_rng(0).normal(size=(200, 6)).astype(np.float32) * np.array(
+        [1, 2, 3, 4, 5, 0.1], np.float32
+    )
     weights[np.abs(weights) < 0.3] = 0
     found = cluster.cluster(_dense(weights), 8, granularity=granularity, initialization=initialization, keep_zeros=True)
     shared = found.projection()(tf.constant(weights)).numpy()
@@ -123,7 +125,7 @@ def test_scaled_clusters_are_few_int8_values_over_all_channels() -> None:
 
 
 def test_keeps_every_value_where_there_are_few() -> None:
-    values = np.float32([-2, -1, 0.5, 3])
+    values = np.array([-2, -1, 0.5, 3], np.float32)
     assert np.array_equal(cluster.centres(np.repeat(values, 9), 6, "kmeans++", ends=False), values)
 
 

@@ -32,7 +32,7 @@ LATE = {
         "ingest/graph": "control graph layers proof reading replay rules rules_weighted",
         "ingest/onnx": "direct rules rules_activations rules_arithmetic rules_recurrent rules_sampling rules_sequences "
         "rules_shape rules_windows",
-        "compress": "finetune fold losses steps tfmot work",
+        "compress": "automatic finetune fold gradients losses qat rounding steps tfmot trainer work",
     }.items()
     for module in (f"{room}/{name}" for name in modules.split())
 }

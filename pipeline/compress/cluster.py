@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -16,24 +17,51 @@ if TYPE_CHECKING:
     from edgebuild.pipeline.compress.settings import Cluster
     from edgebuild.pipeline.compress.work import Work
 
+LEVELS: Final = (128, 64, 32, 24, 16, 12, 8, 6, 4)
+OPEN: Final = -1.0  # Stands for a level that the search is to find.
 _ITERATIONS: Final = 50
 _STEPS: Final = 4  # An octave.
 
 
 def apply(technique: Cluster, work: Work) -> tuple[Epoch, ...]:
-    """Share values in every kernel, then fine-tune them."""
-    layers = technique.layers
-    for name, clusters in work.chosen(depthwise=technique.depthwise, layers=layers, otherwise=technique.clusters):
-        work.structures[name] = cluster(
-            work.kernels[name],
-            int(clusters),
-            granularity=technique.granularity,
-            initialization=technique.initialization,
-            keep_zeros=technique.preserve_zeros,
-        )
+    """Share values in every kernel, as few as is said or as the metric allows, then fine-tune them."""
+    otherwise = OPEN if technique.clusters == "auto" else technique.clusters
+    chosen = dict(work.chosen(depthwise=technique.depthwise, layers=technique.layers, otherwise=otherwise))
+    if technique.clusters == "auto":
+        chosen = {**_searched(technique, work, chosen), **{name: said for name, said in chosen.items() if said != OPEN}}
+    return _apply(technique, work, chosen)
+
+
+def _searched(technique: Cluster, work: Work, chosen: Mapping[str, float]) -> Mapping[str, float]:
+    from edgebuild.pipeline.compress import automatic
+
+    work.search = automatic.search(
+        work,
+        [name for name, said in chosen.items() if said == OPEN],
+        LEVELS,
+        make=lambda name, level: _structure(technique, work.kernels[name], level),
+        train=lambda levels: _apply(technique, work, levels),
+        max_drop=technique.max_drop or 0.0,
+    )
+    return work.search.chosen
+
+
+def _apply(technique: Cluster, work: Work, chosen: Mapping[str, float]) -> tuple[Epoch, ...]:
+    for name, clusters in chosen.items():
+        work.structures[name] = _structure(technique, work.kernels[name], clusters)
     work.project()
     kept = work.projections()
     return work.tune(lambda *_: kept)
+
+
+def _structure(technique: Cluster, kernel: Kernel, clusters: float) -> Structure:
+    return cluster(
+        kernel,
+        int(clusters),
+        granularity=technique.granularity,
+        initialization=technique.initialization,
+        keep_zeros=technique.preserve_zeros,
+    )
 
 
 def cluster(

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from edgebuild.calibration.errors import DataError
 
 Kind: TypeAlias = Literal["crossentropy", "kl", "mse", "mae"]
+Form: TypeAlias = Literal["distribution", "shares", "logits"]
 _EPSILON: Final = 1e-7  # What Keras adds to a probability before its logarithm.
 _SUM_TOLERANCE: Final = 1e-3  # Of probabilities in float32, with room for a softmax over thousands of classes.
 
@@ -44,51 +45,67 @@ class ToModel:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ToLabels:
-    """The mean distance of one output to labels: class numbers or one-hot for `crossentropy`, else its values."""
+    """The mean distance of one output to labels: of whole distributions for `crossentropy`, else of values.
+
+    Labels are `numbers` of classes, `[N, ...]`, or what the output should be, `[N, ..., classes]`.
+    """
 
     output: int
     kind: Kind
-    probabilities: bool
+    form: Form
+    numbers: bool
 
     def __call__(self, _: Sequence[Any], outputs: Sequence[Any], labels: Any) -> Any:
         """A scalar tensor."""
         got = outputs[self.output]
+        right = _one_hot(labels, got) if self.numbers else tf.reshape(tf.cast(labels, got.dtype), tf.shape(got))
         if self.kind != "crossentropy":
-            return _DISTANCES[self.kind](got, tf.reshape(tf.cast(labels, got.dtype), tf.shape(got)))
-        logs = tf.math.log(tf.maximum(got, _EPSILON)) if self.probabilities else tf.nn.log_softmax(got)
-        if len(labels.shape) == len(got.shape) and labels.shape[-1] == got.shape[-1]:
-            return -tf.reduce_mean(tf.reduce_sum(tf.cast(labels, got.dtype) * logs, -1))
-        chosen = tf.cast(tf.reshape(labels, tf.shape(got)[:-1]), tf.int32)
-        return -tf.reduce_mean(tf.gather(logs, chosen, batch_dims=len(got.shape) - 1))
+            return _DISTANCES[self.kind](got, right)
+        return tf.reduce_mean(tf.reduce_sum(_surprise(got, right, self.form), -1))
 
 
 Loss: TypeAlias = ToModel | ToLabels
 
 
-def to_itself(outputs: Sequence[Any]) -> Any:
-    """A scalar whose gradient says how outputs move: of the likeliest class's -log p, or of half the squares."""
-    return tf.add_n(
-        [
-            -tf.reduce_mean(tf.math.log(tf.maximum(tf.reduce_max(output, -1), _EPSILON)))
-            if are_probabilities(output.numpy())
-            else tf.reduce_mean(tf.square(output)) / 2
-            for output in outputs
-        ]
-    )
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToItself:
+    """Says how outputs move: -log p of the likeliest class where one is a distribution, or half its mean square.
+
+    The distance of a model to its own answers would have no gradient.
+    """
+
+    distributions: tuple[bool, ...]
+
+    def __call__(self, _: Sequence[Any], outputs: Sequence[Any], __: Any) -> Any:
+        """A scalar tensor."""
+        each = zip(outputs, self.distributions, strict=True)
+        return tf.add_n(
+            [-tf.reduce_mean(_log(tf.reduce_max(o, -1))) if d else tf.reduce_mean(o**2) / 2 for o, d in each]
+        )
 
 
 def answers(model: Any, samples: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
-    """What a model gives, an array an output."""
-    return [np.asarray(output) for output in tf.nest.flatten(model(packed(samples), training=False))]
+    """What a model gives, an array an output; where its inputs fix the batch, for whole batches."""
+    size = model.inputs[0].shape[0] or len(samples[0])
+    starts = range(0, len(samples[0]) - size + 1, size)
+    parts = [model(packed([array[start : start + size] for array in samples]), training=False) for start in starts]
+    return [np.concatenate(part) for part in zip(*map(tf.nest.flatten, parts), strict=True)]
 
 
 def to_model(teacher: Any, samples: Sequence[NDArray[Any]], kind: Kind | Literal["auto"]) -> ToModel:
-    """Hold a model to `teacher`: distributions by `kl`, anything else by `mse`, unless `kind` says otherwise."""
+    """Hold a model to `teacher`: distributions by `kl`, anything else by `mse`, unless `kind` says otherwise.
+
+    `crossentropy` is `kl` here: they differ by what no training changes.
+
+    Raises:
+        DataError: an output is no distribution, which `kind` needs.
+    """
     found = answers(teacher, samples)
-    kinds: list[Kind] = [("kl" if are_probabilities(output) else "mse") if kind == "auto" else kind for output in found]
-    if bad := [k for k, output in zip(kinds, found, strict=True) if k == "kl" and not are_probabilities(output)]:
+    wanted = "kl" if kind == "crossentropy" else kind
+    kinds: list[Kind] = [("kl" if are_probabilities(o) else "mse") if wanted == "auto" else wanted for o in found]
+    if any(k == "kl" and not are_probabilities(output) for k, output in zip(kinds, found, strict=True)):
         raise DataError(
-            f"loss: {bad[0]} needs outputs that are distributions",
+            f"loss: {kind} needs outputs that are distributions",
             cause="some are below zero, or do not sum to 1 over the last axis",
             action="leave loss out, or choose mse",
         )
@@ -103,26 +120,81 @@ def to_labels(output: int, outputs: NDArray[Any], labels: NDArray[Any], kind: Ki
     Raises:
         DataError: the labels do not fit the output.
     """
-    classes = labels.dtype.kind in "biu" and labels.size == labels.shape[0] and outputs.ndim == 2
-    one_hot = labels.shape[1:] == outputs.shape[1:] and are_probabilities(labels)
-    fitting: Kind = "crossentropy" if classes or one_hot else "mse"
+    form, fitting = form_of(outputs), _fitting(outputs, labels)
     chosen: Kind = fitting if kind == "auto" or kind == "kl" else kind  # noqa: PLR1714 - mypy narrows no `in`
-    if chosen == "crossentropy" and classes and (labels.min() < 0 or labels.max() >= outputs.shape[-1]):
+    numbers = chosen == "crossentropy" and _are_numbers(labels, outputs)
+    if not numbers:
+        _require_same_shape(outputs, labels, chosen)
+    elif labels.min() < 0 or labels.max() >= max(outputs.shape[-1], 2):
         raise DataError(
-            f"training labels must be whole numbers 0 to {outputs.shape[-1] - 1}", action="check the classes' order"
+            f"training labels must be whole numbers 0 to {max(outputs.shape[-1], 2) - 1}",
+            action="check the classes' order",
         )
-    if chosen != "crossentropy" and labels[0].size != outputs[0].size:
+    if kind == "auto" and chosen == "crossentropy" and outputs.shape[-1] == 1 and form == "logits":
+        raise DataError(
+            "training labels are 0 and 1, and the output goes beyond",
+            cause="it may be a logit, or a value that was trained to be near them",
+            action="write loss: crossentropy for a logit, loss: mse for a value",
+        )
+    return ToLabels(output=output, kind=chosen, form=form, numbers=numbers)
+
+
+def form_of(outputs: NDArray[Any]) -> Form:
+    """What `[N, ..., classes]` are: distributions, a probability each, or neither."""
+    if are_probabilities(outputs):
+        return "distribution"
+    return "shares" if outputs.min() >= 0 and outputs.max() <= 1 else "logits"
+
+
+def _fitting(outputs: NDArray[Any], labels: NDArray[Any]) -> Kind:
+    if outputs.shape[-1] == 1:
+        return "crossentropy" if _are_numbers(labels, outputs) and np.isin(labels, (0, 1)).all() else "mse"
+    if _are_numbers(labels, outputs):
+        return "crossentropy"
+    return "crossentropy" if labels.shape[1:] == outputs.shape[1:] and are_probabilities(labels) else "mse"
+
+
+def _are_numbers(labels: NDArray[Any], outputs: NDArray[Any]) -> bool:
+    """Whether labels are a whole number for each distribution of the output."""
+    fit = outputs.ndim > 1 and _without_ones(labels.shape[1:]) == _without_ones(outputs.shape[1:-1])
+    return bool(fit and (labels == np.round(labels)).all())
+
+
+def _require_same_shape(outputs: NDArray[Any], labels: NDArray[Any], kind: Kind) -> None:
+    if _without_ones(labels.shape[1:]) != _without_ones(outputs.shape[1:]):
         raise DataError(
             f"training labels have shape {list(labels.shape)}, the output {list(outputs.shape)}",
-            cause=f"{chosen} compares each value of the output with the wanted one",
+            cause=f"{kind} compares each value of the output with the wanted one",
             action="give the wanted outputs as labels, or write learn_from: model",
         )
-    return ToLabels(output=output, kind=chosen, probabilities=are_probabilities(outputs))
+
+
+def _without_ones(shape: Sequence[int]) -> tuple[int, ...]:
+    return tuple(size for size in shape if size != 1)
+
+
+def _one_hot(numbers: Any, got: Any) -> Any:
+    """Class numbers as the output should be; of a single column, the number itself."""
+    flat = tf.cast(tf.reshape(numbers, tf.shape(got)[:-1]), tf.int32)
+    return tf.cast(flat, got.dtype)[..., None] if got.shape[-1] == 1 else tf.one_hot(flat, got.shape[-1])
+
+
+def _surprise(got: Any, right: Any, form: Form) -> Any:
+    """The cross entropy's terms, in the output's shape."""
+    if form == "logits":
+        if got.shape[-1] == 1:
+            return tf.nn.sigmoid_cross_entropy_with_logits(labels=right, logits=got)
+        return -right * tf.nn.log_softmax(got)
+    found = -right * _log(got)
+    return found if form == "distribution" else found - (1 - right) * _log(1 - got)
+
+
+def _log(shares: Any) -> Any:
+    return tf.math.log(tf.maximum(shares, _EPSILON))
 
 
 def _kl(got: Any, right: Any) -> Any:
-    logs = tf.math.log(tf.maximum(right, _EPSILON)) - tf.math.log(tf.maximum(got, _EPSILON))
-    return tf.reduce_mean(tf.reduce_sum(right * logs, -1))
+    return tf.reduce_mean(tf.reduce_sum(right * (_log(right) - _log(got)), -1))
 
 
 _DISTANCES: Final[Mapping[Kind, Callable[[Any, Any], Any]]] = {
@@ -130,6 +202,12 @@ _DISTANCES: Final[Mapping[Kind, Callable[[Any, Any], Any]]] = {
     "mse": lambda got, right: tf.reduce_mean(tf.square(got - right)),
     "mae": lambda got, right: tf.reduce_mean(tf.abs(got - right)),
 }
+
+
+def flat(outputs: Any) -> list[Any]:
+    """What a model gives, in its order of outputs."""
+    found: list[Any] = tf.nest.flatten(outputs)
+    return found
 
 
 def packed(tensors: Sequence[Any]) -> Any:

@@ -16,16 +16,42 @@ if TYPE_CHECKING:
     from edgebuild.pipeline.compress.settings import Prune
     from edgebuild.pipeline.compress.work import Work
 
+LEVELS: Final = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
+OPEN: Final = -1.0  # Stands for a level that the search is to find.
 _UPDATES: Final = 100  # Of the masks while their sparsity rises.
+_RISE: Final = 0.5  # The share of steps that it rises over.
 
 
 def apply(technique: Prune, work: Work) -> tuple[Epoch, ...]:
-    """Prune at once, or more and more over the first half of fine-tuning."""
-    ramp = _Ramp(technique, work)
+    """Prune as much as is said, or as the metric allows: at once, or over the first half of fine-tuning."""
+    chosen = dict(_chosen(technique, work))
+    if technique.sparsity == "auto":
+        chosen = {**_searched(technique, work, chosen), **{name: said for name, said in chosen.items() if said != OPEN}}
+    return _apply(technique, work, chosen)
+
+
+def _searched(technique: Prune, work: Work, chosen: Mapping[str, float]) -> Mapping[str, float]:
+    from edgebuild.pipeline.compress import automatic
+
+    names = [name for name, said in chosen.items() if said == OPEN]
+    scores = _scores(technique, work, names)
+    work.search = automatic.search(
+        work,
+        names,
+        LEVELS,
+        make=lambda name, level: structure_of(technique, work.structures.get(name), scores[name], level),
+        train=lambda levels: _apply(technique, work, levels),
+        max_drop=technique.max_drop or 0.0,
+    )
+    return work.search.chosen
+
+
+def _apply(technique: Prune, work: Work, chosen: Mapping[str, float]) -> tuple[Epoch, ...]:
+    ramp = _Ramp(technique, work, chosen)
     if not technique.finetune or not technique.finetune.epochs:
         ramp.prune(1.0)
         work.project()
-    return work.tune(ramp.keep)
+    return work.tune(ramp.keep, settled_after=ramp.ends_after)
 
 
 def kept(
@@ -57,17 +83,18 @@ def is_matrix(shape: Sequence[int]) -> bool:
 class _Ramp:
     """Masks that grow by TF-MOT's schedule over the first half of training, and stay over the second."""
 
-    def __init__(self, technique: Prune, work: Work) -> None:
+    def __init__(self, technique: Prune, work: Work, chosen: Mapping[str, float]) -> None:
         self._technique, self._work = technique, work
         self._before = dict(work.structures)
-        self._chosen = dict(_chosen(technique, work))
-        self._kept: Mapping[str, Projection] = {}
+        self._chosen = chosen
+        self._kept: Mapping[str, Projection] | None = None
 
     def keep(self, step: int, steps: int) -> Mapping[str, Projection]:
         """The projections for this step; masks are made anew while the schedule says so."""
         share = self._share(step, steps)
         if share is not None:
             self.prune(share)
+        if share is not None or self._kept is None:  # None: training goes on from masks that were made before.
             self._kept = self._work.projections()
         return self._kept
 
@@ -76,26 +103,40 @@ class _Ramp:
         technique = self._technique
         scores = _scores(technique, self._work, list(self._chosen))
         for name, sparsity in self._chosen.items():
-            found = kept(
-                scores[name],
-                sparsity * share,
-                m_by_n=_pair(technique.m_by_n) if technique.m_by_n else None,
-                block=_pair(technique.block) if technique.block else (1, 1),
-            )
-            old = self._before.get(name)
-            self._work.structures[name] = replace(old, kept=found & old.kept) if old else Structure(kept=found)
+            before = self._before.get(name)
+            self._work.structures[name] = structure_of(technique, before, scores[name], sparsity * share)
+
+    @property
+    def ends_after(self) -> float:
+        """The share of steps after which masks stay."""
+        return 0.0 if self._technique.schedule == "constant" or self._technique.m_by_n else _RISE
 
     def _share(self, step: int, steps: int) -> float | None:
         """The share of the wanted sparsity, or None where masks stay."""
-        if self._technique.schedule == "constant" or self._technique.m_by_n:
+        if not self.ends_after:
             return 1.0 if step == 0 else None
         from edgebuild.pipeline.compress import tfmot
 
-        return tfmot.share_at(step, max(1, steps // 2), _UPDATES)
+        return tfmot.share_at(step, max(1, int(steps * self.ends_after)), _UPDATES)
+
+
+def structure_of(technique: Prune, before: Structure | None, scores: NDArray[np.float32], sparsity: float) -> Structure:
+    """A kernel's structure with the least of its weights gone, on top of what it was before."""
+    found = kept(
+        scores,
+        sparsity,
+        m_by_n=_pair(technique.m_by_n) if technique.m_by_n else None,
+        block=_pair(technique.block) if technique.block else (1, 1),
+    )
+    return replace(before, kept=found & before.kept) if before else Structure(kept=found)
 
 
 def _chosen(technique: Prune, work: Work) -> Iterator[tuple[str, float]]:
-    found = work.chosen(depthwise=technique.depthwise, layers=technique.layers, otherwise=technique.sparsity)
+    found = work.chosen(
+        depthwise=technique.depthwise,
+        layers=technique.layers,
+        otherwise=OPEN if technique.sparsity == "auto" else technique.sparsity,
+    )
     for name, sparsity in found:
         shape = tuple(work.kernels[name].variable.shape)
         if technique.block and not is_matrix(shape):

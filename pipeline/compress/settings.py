@@ -5,26 +5,32 @@ Example (the tests parse it)::
     compress:
       - prune: {sparsity: 0.5, finetune: {epochs: 20}}
       - cluster: {clusters: 16, finetune: {epochs: 20}}
+      - qat: {finetune: {epochs: 10}}
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Final, Literal, TypeAlias, TypeGuard
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 from typing_extensions import Self
 
 from edgebuild.pipeline.record import Record
 
 Sparsity: TypeAlias = Annotated[float, Field(ge=0, lt=1)]
 Clusters: TypeAlias = Annotated[int, Field(ge=2, le=256)]
+_Auto: TypeAlias = Annotated[Literal["auto"], Tag("(word)")]
+_BY_KIND: Final = Discriminator(lambda given: "(word)" if isinstance(given, str) else "(number)")
+SparsityOrAuto: TypeAlias = Annotated[_Auto | Annotated[Sparsity, Tag("(number)")], _BY_KIND]
+ClustersOrAuto: TypeAlias = Annotated[_Auto | Annotated[Clusters, Tag("(number)")], _BY_KIND]
 Count: TypeAlias = Annotated[int, Field(ge=1)]
 MByN: TypeAlias = Literal["1:2", "1:4", "2:4", "3:4"]
 Block: TypeAlias = Literal["1x4", "4x1", "1x8", "8x1", "1x16", "16x1", "4x4"]
 Granularity: TypeAlias = Literal["channel_scaled", "tensor", "channel"]
 Initialization: TypeAlias = Literal["kmeans++", "linear", "density"]
+_GENTLE: Final = 1e-5
 
 
 class Finetune(Record):
@@ -42,9 +48,18 @@ class Finetune(Record):
         default=0.5, description="share of samples blended with another, where the uncompressed model is the teacher"
     )
     early_stop: Count | None = Field(
-        default=None, description="end after so many epochs without a better loss on samples held back; keep the best"
+        default=None,
+        description="end after so many epochs without a better metric on samples held back, or a better loss where "
+        "they have no labels; keep the best",
     )
     validation: Annotated[float, Field(gt=0, lt=1)] = Field(default=0.1, description="share that early_stop holds back")
+    mixed_precision: bool = Field(
+        default=False,
+        description="compute in float16 on a GPU; elsewhere in bfloat16, which is slow there; weights stay float32",
+    )
+    strategy: Literal["one", "mirrored"] = Field(
+        default="one", description="on one device, or each batch split over all GPUs of the machine"
+    )
 
 
 class Trained(Record):
@@ -62,11 +77,36 @@ class Trained(Record):
         """Whether it can't be done without data."""
         return self.finetune is not None and self.finetune.epochs > 0
 
+    @property
+    def watches(self) -> bool:
+        """Whether training may end early."""
+        return self.needs_samples and self.finetune is not None and self.finetune.early_stop is not None
 
-class Prune(Trained):
+
+class Automatic(Trained):
+    """A technique whose strength can be sought: the most that keeps the metric within `max_drop`."""
+
+    max_drop: Annotated[float, Field(ge=0)] | None = Field(
+        default=None, description="of the metric, for `auto`; gates.max_metric_drop where absent"
+    )
+
+    @property
+    def is_automatic(self) -> bool:
+        """Whether its strength is to be sought."""
+        raise NotImplementedError
+
+    @property
+    def needs_samples(self) -> bool:
+        """Whether it can't be done without data."""
+        return self.is_automatic or super().needs_samples
+
+
+class Prune(Automatic):
     """Set the least important weights to zero."""
 
-    sparsity: Sparsity = Field(default=0.5, description="share of each kernel's weights that goes")
+    sparsity: SparsityOrAuto = Field(
+        default=0.5, description="share of each kernel's weights that goes; auto: as many as the metric allows"
+    )
     layers: dict[str, Sparsity] = Field(default_factory=dict, description="other shares, by name of layer or wildcard")
     criterion: Literal["l1", "l2", "taylor"] = "l1"
     m_by_n: MByN | None = Field(default=None, description="2:4 takes two of every four weights along the input")
@@ -76,9 +116,22 @@ class Prune(Trained):
     )
     depthwise: bool = Field(default=False, description="prune depthwise kernels too: each of their few weights matters")
 
+    @model_validator(mode="after")
+    def _one_strength(self) -> Prune:
+        if self.m_by_n and self.sparsity == "auto":
+            raise ValueError(f"m_by_n: {self.m_by_n} says how much goes; sparsity: auto can't seek it")
+        return self
+
     def __str__(self) -> str:
         """As a step is named."""
-        return f"prune {self.m_by_n}" if self.m_by_n else f"prune {self.sparsity * 100:g} %"
+        if self.m_by_n:
+            return f"prune {self.m_by_n}"
+        return "prune auto" if self.sparsity == "auto" else f"prune {self.sparsity * 100:g} %"
+
+    @property
+    def is_automatic(self) -> bool:
+        """Whether its strength is to be sought."""
+        return self.sparsity == "auto"
 
     @property
     def needs_samples(self) -> bool:
@@ -86,10 +139,12 @@ class Prune(Trained):
         return self.criterion == "taylor" or super().needs_samples
 
 
-class Cluster(Trained):
+class Cluster(Automatic):
     """Let many weights share few values."""
 
-    clusters: Clusters = Field(default=16, description="values a table, zero included")
+    clusters: ClustersOrAuto = Field(
+        default=16, description="values a table, zero included; auto: as few as the metric allows"
+    )
     layers: dict[str, Clusters] = Field(default_factory=dict, description="other numbers, by name of layer or wildcard")
     granularity: Granularity = Field(
         default="channel_scaled",
@@ -103,8 +158,41 @@ class Cluster(Trained):
         """As a step is named."""
         return f"cluster {self.clusters}"
 
+    @property
+    def is_automatic(self) -> bool:
+        """Whether its strength is to be sought."""
+        return self.clusters == "auto"
 
-Technique: TypeAlias = Prune | Cluster
+
+class Qat(Trained):
+    """Train with the rounding of int8 in every step: quantization-aware training, best as the last step."""
+
+    finetune: Finetune | None = Field(default=None, description=f"its learning_rate is {_GENTLE:g} where absent")
+    bits: Literal[8] = 8
+
+    def __str__(self) -> str:
+        """As a step is named."""
+        return "quantization-aware training"
+
+    def settled(self, *, trains: bool) -> Self:
+        """With training, whatever data there is, and small steps: the weights are good already."""
+        chosen = super().settled(trains=trains or self.needs_samples).finetune or Finetune()
+        gentle = {} if "learning_rate" in chosen.model_fields_set else {"learning_rate": _GENTLE}
+        return self.model_copy(update={"finetune": chosen.model_copy(update=gentle)})
+
+    @property
+    def needs_samples(self) -> bool:
+        """Whether it can't be done without data."""
+        return True
+
+    @model_validator(mode="after")
+    def _trains(self) -> Qat:
+        if self.finetune is not None and not self.finetune.epochs:
+            raise ValueError("qat is training: finetune.epochs must be 1 or more")
+        return self
+
+
+Technique: TypeAlias = Prune | Cluster | Qat
 
 
 class Step(Record):
@@ -112,6 +200,7 @@ class Step(Record):
 
     prune: Prune | None = None
     cluster: Cluster | None = None
+    qat: Qat | None = None
 
     @model_validator(mode="after")
     def _one(self) -> Step:
@@ -137,11 +226,21 @@ class Step(Record):
 
 
 class Compression(Record):
-    """A step as the stage takes it: settled, with the output that labels speak of (the only one, where empty)."""
+    """A step as the stage takes it: settled, with the output that labels speak of (the only one, where empty).
+
+    `metric` is the project's, where an early stop watches it.
+    """
 
     technique: Technique
     output: str
     seed: int
+    metric: str = ""
+    higher_is_better: bool = True
+
+
+def is_automatic(technique: Technique) -> TypeGuard[Prune | Cluster]:
+    """Whether the strength of a technique is to be sought."""
+    return isinstance(technique, Automatic) and technique.is_automatic
 
 
 def by_pattern(layer: str, patterns: Mapping[str, float], otherwise: float) -> float:

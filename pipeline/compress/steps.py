@@ -10,9 +10,11 @@ from typing import Any, Final
 
 import numpy as np
 
-from edgebuild.pipeline.compress import cluster, prune, structure, work
+from edgebuild.pipeline.compress import cluster, prune, qat, structure, work
 from edgebuild.pipeline.compress.finetune import Epoch
-from edgebuild.pipeline.compress.settings import Cluster, Compression, Prune
+from edgebuild.pipeline.compress.kernels import Kernel
+from edgebuild.pipeline.compress.settings import Cluster, Compression, Prune, Qat
+from edgebuild.pipeline.compress.structure import Structure
 from edgebuild.pipeline.compress.work import Work
 from edgebuild.pipeline.ingest import float_model
 
@@ -20,6 +22,7 @@ STEP: Final = "step.json"
 _TECHNIQUES: Final[Mapping[type, Callable[[Any, Work], tuple[Epoch, ...]]]] = {
     Prune: prune.apply,
     Cluster: cluster.apply,
+    Qat: qat.apply,
 }
 
 
@@ -40,8 +43,23 @@ def _record(done: Work, history: Sequence[Epoch]) -> dict[str, Any]:
             "kernel": kernel.name,
             "weights": int(kernel.value.size),
             "zeros": int((kernel.value == 0).sum()),
-            "unique": len(np.unique(kernel.value)),
+            **_shared(kernel, done.structures.get(name)),
         }
-        for kernel in done.kernels.values()
+        for name, kernel in done.kernels.items()
     ]
-    return {"kernels": kernels, "history": [asdict(epoch) for epoch in history], "notes": done.notes}
+    return {
+        "kernels": kernels,
+        "history": [asdict(epoch) for epoch in history],
+        "search": asdict(done.search) if done.search else None,
+        "notes": done.notes,
+    }
+
+
+def _shared(kernel: Kernel, found: Structure | None) -> dict[str, int | None]:
+    """How many values the weights share, over all and in the channel that has most."""
+    if found is None or found.groups is None:
+        return {"shared": None, "shared_per_channel": None}
+    groups = np.where(found.kept, found.groups, structure.ZERO)
+    channels = np.moveaxis(groups, kernel.channel_axes, range(len(kernel.channel_axes)))
+    rows = channels.reshape(int(np.prod(channels.shape[: len(kernel.channel_axes)])), -1)
+    return {"shared": len(np.unique(groups)), "shared_per_channel": max(len(np.unique(row)) for row in rows)}

@@ -56,18 +56,28 @@ class Structure:
 
 def save(path: Path, structures: Mapping[str, Structure]) -> None:
     """Write structures by kernel name as plain arrays; equal ones give equal bytes."""
-    parts = ("kept", "groups", "scale", "pinned")
-    arrays = {f"{name}:{part}": getattr(found, part) for name, found in structures.items() for part in parts}
-    np.savez_compressed(path, **{name: array for name, array in arrays.items() if array is not None})
+    np.savez_compressed(path, **arrays(structures))
 
 
 def load(path: Path) -> dict[str, Structure]:
     """Structures by kernel name; none where there is no file."""
     if not path.exists():
         return {}
-    found: dict[str, dict[str, Any]] = {}
     with np.load(path, allow_pickle=False) as archive:
-        for key in archive.files:
-            name, _, part = key.rpartition(":")
-            found.setdefault(name, {})[part] = archive[key]
-    return {name: Structure(**parts) for name, parts in found.items()}
+        return of_arrays({name: archive[name] for name in archive.files})
+
+
+def arrays(structures: Mapping[str, Structure]) -> dict[str, NDArray[Any]]:
+    """Structures by kernel name as plain arrays, named `<kernel>:<part>`."""
+    parts = ("kept", "groups", "scale", "pinned")
+    found = {f"{name}:{part}": getattr(held, part) for name, held in structures.items() for part in parts}
+    return {name: array for name, array in found.items() if array is not None}
+
+
+def of_arrays(found: Mapping[str, NDArray[Any]]) -> dict[str, Structure]:
+    """What `arrays` was given."""
+    parts: dict[str, dict[str, Any]] = {}
+    for key, array in found.items():
+        name, _, part = key.rpartition(":")
+        parts.setdefault(name, {})[part] = array
+    return {name: Structure(**held) for name, held in parts.items()}

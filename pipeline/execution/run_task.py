@@ -15,6 +15,7 @@ from pathlib import Path
 from edgebuild.calibration.errors import DataError, Failure
 from edgebuild.pipeline.errors import StoreError
 from edgebuild.pipeline.stages import STAGES
+from edgebuild.pipeline.storage import progress
 from edgebuild.pipeline.storage.digests import digest_tree
 from edgebuild.pipeline.storage.location import CACHE_VARIABLE
 from edgebuild.pipeline.storage.store import ENTRY, Store
@@ -60,13 +61,17 @@ def run_task(task: Task, store: Store, on_wait: Callable[[Waiting], None] = lamb
 
 def _make(task: Task, inputs: Mapping[str, Path], store: Store) -> None:
     _seed(task.seed)
+    stage = STAGES[task.stage]
+    if stage.resumes:
+        inputs = {**inputs, "progress": progress.place(store, task.key)}
     with store.writing(task.key, task.title) as out:
         try:
-            STAGES[task.stage].function(task.parameters, inputs, out)
+            stage.function(task.parameters, inputs, out)
         except OSError as e:
             raise _told(task, e, store) from e
         _require_sound(out, task.title)
         _require_unchanged(task)
+    progress.forget(store, task.key)
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from edgebuild.device_tests.latency import Latency
+from edgebuild.pipeline import ledger
 from edgebuild.pipeline.page import (
     EXIT_WORDS,
     count_text,
@@ -17,7 +18,7 @@ from edgebuild.pipeline.page import (
     size_text,
     targets_by_failure,
 )
-from edgebuild.pipeline.report import GateResult, Report, TargetReport
+from edgebuild.pipeline.report import CompressionReport, GateResult, Report, TargetReport
 from edgebuild.targets.evidence import Evidence
 
 _SPECIAL: Final = re.compile(r"([\\`*_\[\]<>|~#&$])")
@@ -33,6 +34,8 @@ def render(report: Report) -> str:
     if report.targets:
         rows = [_row(name, target) for name, target in report.targets.items()]
         parts += [_table(_COLUMNS, rows), "measured, but (p): predicted, (s): simulated, –: unavailable"]  # noqa: RUF001
+    if report.compression:
+        parts.append("\n".join(f"- {_safe(line)}" for line in _bought(report.compression)))
     missed = [(name, g) for name, t in report.targets.items() for g in t.gates if g.verdict != "pass"]
     if missed:
         columns = ("target", "gate", "verdict", "value", "limit", "why")
@@ -42,6 +45,11 @@ def render(report: Report) -> str:
         lines += [f"- {_safe(text)}" for text in (failure.cause, failure.action) if text]
         parts.append("\n\n".join((lines[0], "\n".join(lines[1:]))) if lines[1:] else lines[0])
     return "\n\n".join(parts) + "\n"
+
+
+def _bought(found: CompressionReport) -> Iterable[str]:
+    """What each step of compression bought, and what conversion took back, a line each."""
+    return (*(f"{ledger.line(step)}{' (leave it out)' if step.idle else ''}" for step in found.findings), *found.losses)
 
 
 def _title(report: Report) -> str:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+import shutil
 import time
 from collections.abc import Collection, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
 from edgebuild.pipeline.errors import ConfigError
+from edgebuild.pipeline.storage import progress
 from edgebuild.pipeline.storage.inventory import Entry, entries, size_of
 from edgebuild.pipeline.storage.locks import is_held
 from edgebuild.pipeline.storage.references import forget_deleted_builds, referenced_keys
@@ -108,6 +111,8 @@ def collect(store: Store, criteria: Criteria, *, dry_run: bool = False) -> Colle
                 done = _judged(found, criteria, opened, dead_bytes)
                 for entry in done.removed:
                     opened.bury(entry.key, opened.scratch or opened.root)
+                for folder in progress.abandoned(opened):
+                    shutil.rmtree(folder, ignore_errors=True)
                 forget_deleted_builds(opened)
             return done
     except OSError as e:
@@ -147,14 +152,13 @@ def _judged(found: list[Entry], criteria: Criteria, store: Store, dead_bytes: in
 
 
 def _dead_bytes(store: Store) -> int:
-    """What dead sessions left unfinished; a session's own sweep removes it."""
+    """What dead sessions left unfinished. A session's own sweep removes their scratch, a collection their progress."""
+    scratch = (store.root / "staging").glob("*")
+    dead = [folder for folder in scratch if not is_held(store.root / "leases" / folder.name)]
     dead_bytes = 0
-    for scratch in (store.root / "staging").glob("*"):
-        if not is_held(store.root / "leases" / scratch.name):
-            try:
-                dead_bytes += size_of(scratch) if scratch.is_dir() else scratch.stat().st_size
-            except FileNotFoundError:
-                continue
+    for path in (*dead, *progress.abandoned(store)):
+        with suppress(FileNotFoundError):
+            dead_bytes += size_of(path) if path.is_dir() else path.stat().st_size
     return dead_bytes
 
 

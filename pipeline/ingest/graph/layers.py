@@ -130,10 +130,25 @@ class Operator(tf_keras.layers.Layer):  # type: ignore[misc]
             for name, value in self._config["attributes"].items()
             if name in explicit
         }
-        return op_def_library.apply_op(self._config["operator"], **arguments, **given)
+        results = op_def_library.apply_op(self._config["operator"], **arguments, **given)
+        _tell_tapes(list(tf.nest.flatten(results)))
+        return results
 
     def _controlled(self, *operands: Any) -> Any:
         return graph_control.build(self._config["operator"], self._config["attributes"], operands, self._bodies)
+
+
+def _tell_tapes(outputs: Sequence[Any]) -> None:
+    """Let gradient tapes around a graph know of an operator: TensorFlow's own functions for operators do, by this call.
+
+    Without it a gradient ends there, and nothing before it can be trained.
+    """
+    from tensorflow.python.eager import execute
+
+    if outputs and execute.must_record_gradient():
+        operator = outputs[0].op
+        attributes = [part for a in operator.op_def.attr for part in (a.name, operator.get_attr(a.name))]
+        execute.record_gradient(operator.type, operator.inputs, tuple(attributes), outputs)
 
 
 def explicit_attributes(record: Any) -> set[str]:

@@ -1,0 +1,220 @@
+"""How strongly to compress each kernel so that the metric stays within a limit: `sparsity: auto`, `clusters: auto`.
+
+Each kernel alone is compressed to every level, which says how much of the loss it costs. One tolerance for that cost
+then gives every kernel a level, and the largest tolerance is sought at which the model, fine-tuned on a part of the
+samples, keeps the metric on the other part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgebuild.calibration.errors import DataError
+from edgebuild.pipeline.compress import losses
+from edgebuild.pipeline.compress.batches import Data
+from edgebuild.pipeline.compress.watch import Watch
+
+if TYPE_CHECKING:
+    from edgebuild.pipeline.compress.kernels import Kernel
+    from edgebuild.pipeline.compress.structure import Structure
+    from edgebuild.pipeline.compress.work import Training, Work
+
+_HELD: Final = 0.4  # Of the samples: a metric over few of them decides by luck.
+_SCANNED: Final = 256  # Samples that a kernel's cost is taken over.
+_TOLERANCES: Final = 15  # Between the least cost of any kernel and the largest: four trials find the best.
+Levels: TypeAlias = Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scan:
+    """How much each kernel alone costs at each level, from gentle to harsh, in the unit of the loss."""
+
+    levels: tuple[float, ...]
+    costs: Mapping[str, tuple[float, ...]]
+
+    def within(self, tolerance: float) -> dict[str, float]:
+        """The harshest level of each kernel up to which none costs more; a kernel without one is left out."""
+        chosen = {}
+        for name, costs in self.costs.items():
+            count = next((i for i, cost in enumerate(costs) if cost > tolerance), len(costs))
+            if count:
+                chosen[name] = self.levels[count - 1]
+        return chosen
+
+    def tolerances(self) -> list[float]:
+        """Costs to try, from gentle to harsh, evenly apart as logarithms."""
+        found = [cost for costs in self.costs.values() for cost in costs if cost > 0]
+        if not found:
+            return [0.0]
+        return [float(t) for t in np.geomspace(min(found), max(found), _TOLERANCES)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trial:
+    """A tolerance that was tried, and by how much the metric fell on the samples held back."""
+
+    tolerance: float
+    drop: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Search:
+    """What was found, and how: `held` samples judged a metric that may fall by `max_drop`."""
+
+    scan: Scan
+    trials: tuple[Trial, ...]
+    chosen: Levels
+    metric: str
+    max_drop: float
+    held: int
+
+
+def search(
+    work: Work,
+    names: Sequence[str],
+    levels: Sequence[float],
+    make: Callable[[str, float], Structure],
+    train: Callable[[Levels], object],
+    max_drop: float,
+) -> Search:
+    """The levels at which the metric, on samples that were not learned from, stays within `max_drop`.
+
+    `make` gives a kernel's structure at a level, from its weights as they are; `train` compresses the whole model, by
+    these levels, and fine-tunes it. Both change `work`, which is as it was in the end.
+
+    Raises:
+        DataError: there are no samples, or neither labels nor classes to judge by.
+    """
+    training = _require_training(work)
+    used, held = _split(training.data, work.seed)
+    judge = _judge(training, held)
+    scan = Scan(levels=tuple(levels), costs=dict(_costs(work, training, names, levels, make)))
+    tolerances = scan.tolerances()
+    trials: list[Trial] = []
+
+    def drop(tolerance: float) -> float:
+        with work.untouched():
+            work.training, work.progress = replace(training, data=used), None
+            train(scan.within(tolerance))
+            found = judge.drop(work.model)
+        trials.append(Trial(tolerance=tolerance, drop=found))
+        return found
+
+    best = _last(len(tolerances), lambda index: drop(tolerances[index]) <= max_drop)
+    chosen = scan.within(tolerances[best]) if best is not None else {}
+    work.notes += _told(names, chosen, judge, max_drop)
+    return Search(
+        scan=scan, trials=tuple(trials), chosen=chosen, metric=judge.watch.metric, max_drop=max_drop, held=len(held)
+    )
+
+
+def _told(names: Sequence[str], chosen: Levels, judge: _Judge, max_drop: float) -> list[str]:
+    """What a user should know of a search."""
+    by = "agreement with the uncompressed model's classes" if judge.only is not None else judge.watch.metric
+    notes = [f"auto: judged by {by} on {len(judge.held)} samples that the search did not learn from"]
+    left = [name for name in names if name not in chosen]
+    return [*notes, *([f"auto: left as they are, to stay within {max_drop:g}: {', '.join(left)}"] if left else [])]
+
+
+def _last(count: int, holds: Callable[[int], bool]) -> int | None:
+    """The largest index that holds, where those below one that holds do too; by bisection."""
+    low, high = -1, count
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if holds(middle) else (low, middle)
+    return low if low >= 0 else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Judge:
+    """Holds a compressed model against the uncompressed one on samples held back, whose labels it knows.
+
+    `only` is the one output that is looked at, or None for all.
+    """
+
+    watch: Watch
+    held: Data
+    labels: NDArray[Any]
+    only: int | None
+    reference: float
+
+    def drop(self, model: Any) -> float:
+        """By how much the metric is worse."""
+        score = self.watch.score(_looked_at(model, self.held, self.only), self.labels)
+        return self.watch.rank(score) - self.watch.rank(self.reference)
+
+
+def _judge(training: Training, held: Data) -> _Judge:
+    """By labels and the project's metric; where there are none, by how often the likeliest class stays the same."""
+    watch, labels, only = training.watch, held.labels, None
+    if watch is None or labels is None:
+        answers = _looked_at(training.teacher, held, None)
+        only = next((i for i, answer in enumerate(answers) if answer.ndim == 2 and answer.shape[1] > 1), None)
+        if only is None:
+            raise DataError(
+                "auto has nothing to judge by",
+                cause="the samples have no labels, and no output of the model is a list of classes",
+                action="give data.training with labels, or say how much to compress",
+            )
+        watch = Watch(metric="top1", higher_is_better=True, output="", names=("output",))
+        labels = answers[only].argmax(1)
+    reference = watch.score(_looked_at(training.teacher, held, only), labels)
+    return _Judge(watch=watch, held=held, labels=labels, only=only, reference=reference)
+
+
+def _looked_at(model: Any, data: Data, only: int | None) -> list[NDArray[Any]]:
+    """The outputs of a model over all samples, or one of them."""
+    parts = [
+        losses.answers(model, data.take(rows).inputs) for rows in np.array_split(np.arange(len(data)), _parts(data))
+    ]
+    whole = [np.concatenate(part) for part in zip(*parts, strict=True)]
+    return whole if only is None else [whole[only]]
+
+
+def _parts(data: Data) -> int:
+    return -(-len(data) // _SCANNED)
+
+
+def _costs(
+    work: Work,
+    training: Training,
+    names: Sequence[str],
+    levels: Sequence[float],
+    make: Callable[[str, float], Structure],
+) -> Iterator[tuple[str, tuple[float, ...]]]:
+    import tensorflow as tf
+
+    inputs, labels = training.data.take(np.arange(min(_SCANNED, len(training.data)))).tensors()
+
+    def distance() -> Any:
+        return training.loss(inputs, losses.flat(work.model(losses.packed(inputs), training=False)), labels)
+
+    loss = tf.function(distance)
+    before = float(loss())
+    for name in names:
+        yield name, tuple(_cost(work.kernels[name], make(name, level), loss) - before for level in levels)
+
+
+def _cost(kernel: Kernel, structure: Structure, loss: Callable[[], Any]) -> float:
+    kept = kernel.value
+    kernel.variable.assign(structure.projection()(kernel.variable))
+    found = float(loss())
+    kernel.variable.assign(kept)
+    return found
+
+
+def _split(data: Data, seed: int) -> tuple[Data, Data]:
+    order = np.random.default_rng((seed, len(data))).permutation(len(data))
+    held = max(1, round(_HELD * len(data)))
+    return data.take(order[held:]), data.take(order[:held])
+
+
+def _require_training(work: Work) -> Training:
+    if work.training is None:
+        raise DataError("auto needs samples", action="give data.training or data.calibration")
+    return work.training
