@@ -39,7 +39,7 @@ from edgebuild.pipeline.errors import CrashError, exit_code
 from edgebuild.pipeline.execution.engine import Event, execute
 from edgebuild.pipeline.execution.workers import Limits
 from edgebuild.pipeline.ingest.source import Options
-from edgebuild.pipeline.plan import source_task
+from edgebuild.pipeline.source_task import source_task
 from edgebuild.pipeline.storage.store import Store
 from edgebuild.pipeline.task import Task
 

@@ -85,6 +85,13 @@ def choose(arrays: Arrays, count: int | None) -> Arrays:
 
 
 def _numeric(arrays: Mapping[str, NDArray[Any] | None]) -> Arrays:
+    labels = arrays.get(LABELS)
+    if LABELS in arrays and (labels is None or labels.dtype.kind not in "biuf"):
+        raise DataError(
+            f"`{LABELS}` holds no numbers",
+            cause="they are objects, which are not unpickled" if labels is None else f"they are {labels.dtype}",
+            action="give class indices, or the wanted outputs",
+        )
     return {name: array for name, array in arrays.items() if array is not None and array.dtype.kind in "biuf"}
 
 

@@ -20,7 +20,7 @@ _CHANNEL_AXES: Final = {"CONV_2D": 0, "FULLY_CONNECTED": 0, "TRANSPOSE_CONV": 0,
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Weights:
-    """One weight tensor of two or more dimensions, as the file stores it, in `bytes`.
+    """One weight tensor of two or more dimensions, as the file stores it, in `size_bytes`.
 
     `where` is the first tensor made with it, whose name tells of the layer. `zeros` counts stored values that stand for
     zero. `unique` counts distinct stored values, `unique_per_channel` those of the output channel that has most.
@@ -35,7 +35,7 @@ class Weights:
     zeros: int
     unique: int
     unique_per_channel: int
-    bytes: int
+    size_bytes: int
     entropy_bytes: float
 
 
@@ -45,6 +45,7 @@ def measure(model: Flatbuffer) -> tuple[Weights, ...]:
 
 
 def _of(subgraph: Subgraph) -> Iterator[Weights]:
+    """What operators multiply with: behind a `DEQUANTIZE`, what that reads."""
     stored = {op.outputs[0]: op.inputs[0] for op in subgraph.operators if op.kind == "DEQUANTIZE"}
     seen: set[int] = set()
     for operator in subgraph.operators:
@@ -88,7 +89,7 @@ def _measured(tensor: Tensor, where: str, operator: str) -> Weights:
         zeros=int(zeros(tensor).sum()),
         unique=len(np.unique(values)),
         unique_per_channel=max(len(np.unique(channel)) for channel in _channels(tensor, values, operator)),
-        bytes=values.nbytes,
+        size_bytes=values.nbytes,
         entropy_bytes=entropy_bytes(values),
     )
 

@@ -12,6 +12,7 @@ from edgebuild.device_tests.latency import Latency
 from edgebuild.export.formats import Precision
 from edgebuild.export.weights import Weights
 from edgebuild.pipeline import gates, ledger
+from edgebuild.pipeline.compress.scan import Search
 from edgebuild.pipeline.config import Project
 from edgebuild.pipeline.errors import OK, exit_code
 from edgebuild.pipeline.execution.engine import Outcome
@@ -31,11 +32,8 @@ from edgebuild.pipeline.report import (
     NoAgreement,
     NoLatency,
     Report,
-    ScanReport,
-    SearchReport,
     StepReport,
     TargetReport,
-    TrialReport,
 )
 from edgebuild.pipeline.settings import Metric, TargetSettings
 from edgebuild.pipeline.storage.digests import digest_file
@@ -78,16 +76,18 @@ def _compression(plan: Plan, outcome: Outcome, targets: Mapping[str, TargetRepor
     return CompressionReport(
         steps=steps,
         findings=ledger.findings(ledgers),
-        losses=ledger.lost(steps[-1].kernels if steps else (), files),
+        lost=ledger.lost(steps[-1].kernels if steps else (), files),
     )
 
 
 def _step(title: str, raw: Mapping[str, Any]) -> StepReport:
+    from pydantic import TypeAdapter
+
     return StepReport(
         step=title,
         kernels=tuple(KernelReport(**kernel) for kernel in raw["kernels"]),
         losses=tuple(epoch["loss"] for epoch in raw["history"]),
-        search=_search(raw["search"]) if raw["search"] else None,
+        search=TypeAdapter(Search).validate_python(raw["search"]) if raw["search"] else None,
         notes=tuple(raw["notes"]),
     )
 
@@ -141,13 +141,6 @@ def _turned_outputs(described: float_model.Description) -> Iterator[str]:
     for name, axes in zip(described.outputs, described.output_axes, strict=True):
         if axes:
             yield f"output {name} of the artifacts is the source's, transposed by {axes}"
-
-
-def _search(raw: Mapping[str, Any]) -> SearchReport:
-    scan = raw["scan"]
-    costs = {name: tuple(found) for name, found in scan["costs"].items()}
-    trials = tuple(TrialReport(**trial) for trial in raw["trials"])
-    return SearchReport(**{**raw, "scan": ScanReport(levels=tuple(scan["levels"]), costs=costs), "trials": trials})
 
 
 def _target(

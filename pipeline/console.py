@@ -140,7 +140,7 @@ def _show_compression(found: CompressionReport, console: Console) -> None:
     idle = [
         f"{finding.step} buys nothing on any target here: leave it out" for finding in found.findings if finding.idle
     ]
-    for warning in (*found.losses, *idle):
+    for warning in (*found.lost, *idle):
         console.print(f"[yellow]warning:[/] {escape(warning)}", soft_wrap=True)
 
 

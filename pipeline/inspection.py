@@ -14,7 +14,7 @@ from edgebuild.pipeline.ingest import adopted, fitness, float_model, folding
 from edgebuild.pipeline.ingest.fitness import Fitness
 from edgebuild.pipeline.ingest.float_model import Layer
 from edgebuild.pipeline.ingest.source import Options
-from edgebuild.pipeline.plan import model_task
+from edgebuild.pipeline.source_task import model_task
 from edgebuild.pipeline.storage.location import default_root
 from edgebuild.pipeline.storage.store import Store
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from edgebuild.device_tests.latency import Latency
@@ -17,19 +17,30 @@ WORTH_IT: Final = 0.01  # A gain below one per cent is none.
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
-    """How one figure of a target changed by a step, as a share of what it was; None where either is unknown."""
+    """How one figure of a target changed by a step, as a share of what it was; None where either is unknown.
+
+    `absolute` is the change in the figure's own unit, where that is what people speak of.
+    """
 
     figure: str
     share: float | None
     more_is_better: bool = False
+    absolute: float | None = None
 
     @property
     def is_gain(self) -> bool:
         """Whether it is better by enough to matter."""
         return self.share is not None and (self.share if self.more_is_better else -self.share) >= WORTH_IT
 
+    @property
+    def is_loss(self) -> bool:
+        """Whether it is worse by enough to matter."""
+        return replace(self, more_is_better=not self.more_is_better).is_gain
+
     def __str__(self) -> str:
-        """As `-61 % gzip`."""
+        """As `-61 % gzip`, or in the metric's own unit as `-0.02 top1`."""
+        if self.absolute is not None:
+            return f"{self.absolute:+.3g} {self.figure}"
         return f"{self.figure} unknown" if self.share is None else f"{_percent(self.share)} {self.figure}"
 
 
@@ -91,7 +102,8 @@ def _scattered(where: str, shared: int, per_channel: int, found: Weights) -> Ite
 def _metric(before: MetricFigure, after: MetricFigure) -> Iterator[Change]:
     if before.target is not None and after.target is not None:
         share = _share(before.target, after.target)
-        yield Change(figure=after.name, share=share, more_is_better=after.higher_is_better)
+        change = after.target - before.target
+        yield Change(figure=after.name, share=share, more_is_better=after.higher_is_better, absolute=change)
 
 
 def _step(number: int, name: str, ledgers: Mapping[str, Sequence[Entry | MissingEntry]]) -> StepFindings:
@@ -105,7 +117,8 @@ def _step(number: int, name: str, ledgers: Mapping[str, Sequence[Entry | Missing
         found = list(changes(TARGETS[target], before, after))
         gains = any(change.is_gain for change in found)
         gained = gained or gains
-        bought[target] = ", ".join(map(str, found)) if gains else "nothing"
+        losses = [change for change in found if change.is_loss]
+        bought[target] = ", ".join(map(str, found if gains else ["nothing", *losses]))
     return StepFindings(step=name, bought=bought, idle=not gained)
 
 

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias
 
 from edgebuild.export import flatbuffer, recognise
 from edgebuild.export.formats import IoType, Precision
-from edgebuild.pipeline import stages
-from edgebuild.pipeline.compress.settings import Compression, Technique, is_automatic
+from edgebuild.pipeline import compression, stages
 from edgebuild.pipeline.config import Project
 from edgebuild.pipeline.errors import ConfigError
 from edgebuild.pipeline.ingest import adopted, load
-from edgebuild.pipeline.ingest.onnx import data as onnx_data
-from edgebuild.pipeline.ingest.source import Options
 from edgebuild.pipeline.settings import DataSource, TargetSettings
+from edgebuild.pipeline.source_task import model_options, source_task
 from edgebuild.pipeline.task import Source, Task, key
 from edgebuild.pipeline.user_code import code_sources, source_at
 from edgebuild.targets.registry import TARGETS, target
@@ -25,7 +22,6 @@ QUANTIZED: Final = ("int8", "int16x8")
 Role: TypeAlias = Literal["evaluation", "calibration"]
 UNTIL: Final = tuple(stages.STAGES)
 UNCOMPRESSED: Final = "as it is"
-_PLAIN: Final = Options()
 _LABELS: Final[Mapping[str, stages.Labels]] = {
     "evaluation": "required",
     "training": "taken",
@@ -126,54 +122,6 @@ def make(project: Project, targets: Sequence[str] = ()) -> Plan:
     return _Planner(project).plan(_chosen(project, targets))
 
 
-def model_task(path: Path, options: Options = _PLAIN, folder: Path | None = None) -> Task:
-    """The task that ingests one source model; the first of every plan.
-
-    Modules that `options` names lie in `folder` or are installed, and count with their content.
-    """
-    sources = {"model": source_at(path)}
-    sources |= {f"model data {file.name}": source_at(file) for file in onnx_data.files_beside(path)}
-    for module in options.custom:
-        sources |= code_sources(f"custom {module}", module, folder or Path())
-    task = Task(
-        stage="ingest",
-        parameters=options,
-        sources=sources,
-        title=f"ingest {path.name}",
-        python_path=(folder or Path()).absolute() if options.custom else None,
-    )
-    return replace(task, key=key(stages.STAGES["ingest"], task))
-
-
-def source_task(path: Path, options: Options, folder: Path) -> Task:
-    """The first task of a plan: ingest a model that can be trained, or take a flatbuffer as it is.
-
-    Raises:
-        ConfigError: `options` choose something that a flatbuffer leaves no choice of.
-    """
-    if not adopted.is_flatbuffer(path):
-        return model_task(path, options, folder)
-    adopted.require_no_choice(path, options)
-    task = Task(
-        stage="adopt",
-        parameters=stages.Nothing(),
-        sources={"model": source_at(path)},
-        title=f"take {path.name} as it is",
-    )
-    return replace(task, key=key(stages.STAGES["adopt"], task))
-
-
-def model_options(project: Project) -> Options:
-    """What a project says about its source model."""
-    source = project.config.model
-    return Options(
-        signature=source.signature,
-        input_shapes=source.input_shapes,
-        custom=source.custom,
-        trust_code=project.trust_model_code,
-    )
-
-
 class _Planner:
     """Collects tasks; asking twice for the same one gives the same key."""
 
@@ -206,21 +154,10 @@ class _Planner:
         inputs = {"source": model}
         if self._config.compress and (data.training or data.calibration):
             inputs["samples"] = self._samples("training" if data.training else "calibration")
-        for step in self._config.compress:
-            technique = step.technique.settled(trains=data.training is not None)
-            technique = _limited(technique, self._config.gates.max_metric_drop)
-            watched = self._config.metric if technique.watches or is_automatic(technique) else None
-            parameters = Compression(
-                technique=technique,
-                output=self._config.metric.output,
-                seed=self._config.seed,
-                metric=watched.name if watched else "",
-                higher_is_better=watched is None or watched.is_higher_better,
-            )
-            _require_samples(parameters, inputs)
-            code = self._metric_code(parameters.metric)
-            model = self._add("compress", str(technique), {"model": model, **inputs}, parameters, code)
-            yield str(technique), model
+        for parameters in compression.settled(self._config):
+            title, code = str(parameters.technique), self._metric_code(parameters.metric)
+            model = self._add("compress", title, {"model": model, **inputs}, parameters, code)
+            yield title, model
 
     def _metric_code(self, metric: str) -> dict[str, Source]:
         """The user's own modules that a metric consists of, if any."""
@@ -233,10 +170,10 @@ class _Planner:
             precision, io = recognise.precision(self._given), recognise.io_type(self._given)
         *earlier, last = [self._made(title, model, name, precision, io, evaluation) for title, model in models]
         versions = [
-            self._version(made, "weigh", f"weigh {name} {made.title}", stages.WeighParameters(target=name))
+            self._version(made, "weigh", f"weigh {name} {made.title}", stages.TargetParameters(target=name))
             for made in earlier
         ]
-        packaged = self._version(last, "package", f"package {name}", stages.PackageParameters(target=name))
+        packaged = self._version(last, "package", f"package {name}", stages.TargetParameters(target=name))
         return Export(precision=precision, io=io, versions=(*versions, packaged))
 
     def _version(self, made: Version, stage: str, title: str, parameters: Any) -> Version:
@@ -312,8 +249,7 @@ class _Planner:
         if source.function:
             sources = code_sources("data", source.function, self._project.folder)
         else:
-            path = self._project.data(source)
-            sources = {"data": source_at(path)}
+            sources = {"data": source_at(self._project.data(source))}
         return self._add("samples", f"load {role} data", {"model": self._ingested}, parameters, sources)
 
     def _add(
@@ -345,28 +281,6 @@ def _chosen(project: Project, targets: Sequence[str]) -> Sequence[str]:
     for name in targets:
         target(name)
     return tuple(dict.fromkeys(targets)) or tuple(configured)
-
-
-def _limited(technique: Technique, max_metric_drop: float | None) -> Technique:
-    """With the drop that a search may allow itself."""
-    if not is_automatic(technique) or technique.max_drop is not None:
-        return technique
-    if max_metric_drop is None:
-        raise ConfigError(
-            f"compress: {technique} needs a limit",
-            cause="it seeks the most that keeps the metric within one",
-            action="give gates.max_metric_drop, or max_drop in the step",
-        )
-    return technique.model_copy(update={"max_drop": max_metric_drop})
-
-
-def _require_samples(step: Compression, inputs: Mapping[str, str]) -> None:
-    if step.technique.needs_samples and "samples" not in inputs:
-        raise ConfigError(
-            f"compress: {step.technique} needs samples",
-            cause="there is neither data.training nor data.calibration; evaluation data must stay unseen",
-            action="give one of them: without labels the uncompressed model is the teacher",
-        )
 
 
 def _format(name: str, settings: TargetSettings) -> tuple[Precision, IoType]:

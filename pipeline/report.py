@@ -11,6 +11,7 @@ from edgebuild.device_tests.latency import Latency
 from edgebuild.export.agreement import Agreement
 from edgebuild.export.formats import IoType, Precision
 from edgebuild.export.weights import Weights
+from edgebuild.pipeline.compress.scan import Search
 from edgebuild.targets.evidence import Evidence, Figure
 from edgebuild.targets.placement import Placement
 from edgebuild.targets.target import Memory
@@ -143,51 +144,23 @@ class KernelReport:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ScanReport:
-    """What each kernel alone costs, by how much the loss rises, at each of `levels`, from gentle to harsh."""
-
-    levels: tuple[float, ...]
-    costs: Mapping[str, tuple[float, ...]]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrialReport:
-    """A cost that every kernel was allowed, and by how much the metric then fell."""
-
-    tolerance: float
-    drop: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SearchReport:
-    """How `auto` found the level of each kernel: `held` samples, which were not learned from, judged the metric."""
-
-    scan: ScanReport
-    trials: tuple[TrialReport, ...]
-    chosen: Mapping[str, float]
-    metric: str
-    max_drop: float
-    held: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class StepReport:
     """What a step made of the float model, and the mean loss of each epoch of fine-tuning; `notes` are for the user."""
 
     step: str
     kernels: tuple[KernelReport, ...]
     losses: tuple[float, ...]
-    search: SearchReport | None
+    search: Search | None
     notes: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompressionReport:
-    """Every step, in order, what each bought, and what conversion took back, a line each."""
+    """Every step, in order, what each bought, and what conversion `lost` of it all, a line each."""
 
     steps: tuple[StepReport, ...]
     findings: tuple[StepFindings, ...]
-    losses: tuple[str, ...]
+    lost: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 from edgebuild.export.formats import IoType, Precision
+from edgebuild.pipeline.arrays import load_arrays, save_arrays
 from edgebuild.pipeline.ingest.source import Options
 from edgebuild.pipeline.task import Stage
 
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 Labels: TypeAlias = Literal["required", "taken", "left"]
 _BATCH: Final = 64
 VECTORS: Final = 3  # Known answers that go with a firmware package.
-_PREFIX: Final = ":"  # numpy takes arrays as keywords, and a model may name an input `file`.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,15 +57,8 @@ class VerifyParameters:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WeighParameters:
-    """For which target."""
-
-    target: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PackageParameters:
-    """For which target."""
+class TargetParameters:
+    """What an artifact is weighed or packaged for."""
 
     target: str
 
@@ -175,12 +168,12 @@ def verify(parameters: VerifyParameters, inputs: Mapping[str, Path], out: Path) 
     save_arrays(out / "vectors.npz", _vectors(interpreter, arrays))
 
 
-def weigh(parameters: WeighParameters, inputs: Mapping[str, Path], out: Path) -> None:
+def weigh(parameters: TargetParameters, inputs: Mapping[str, Path], out: Path) -> None:
     """`artifact`, `verified` -> `figures.json` alone: of a step on the way, which does not ship."""
     _write_figures(parameters.target, inputs, out)
 
 
-def package(parameters: PackageParameters, inputs: Mapping[str, Path], out: Path) -> None:
+def package(parameters: TargetParameters, inputs: Mapping[str, Path], out: Path) -> None:
     """`artifact`, `verified` -> `files/`, the target's folder as the user gets it, and `figures.json`."""
     from edgebuild.targets.registry import TARGETS
 
@@ -246,21 +239,6 @@ STAGES: Final[dict[str, Stage]] = {
         Stage(name="package", version=1, function=package, worker="light", tools=("edgebuild", "tflite-micro")),
     )
 }
-
-
-def load_arrays(path: Path) -> dict[str, Any]:
-    """The arrays of an .npz file that `save_arrays` wrote."""
-    import numpy as np
-
-    with np.load(path, allow_pickle=False) as archive:
-        return {name.removeprefix(_PREFIX): archive[name] for name in archive.files}
-
-
-def save_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
-    """Write arrays under names of any kind; equal arrays give equal bytes."""
-    import numpy as np
-
-    np.savez(path, **{_PREFIX + name: array for name, array in arrays.items()})
 
 
 def write_json(path: Path, value: object) -> None:

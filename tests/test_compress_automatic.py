@@ -13,8 +13,8 @@ import tf_keras  # noqa: E402 - behind TensorFlow
 
 from edgebuild.calibration.errors import DataError  # noqa: E402
 from edgebuild.pipeline.compress import automatic, cluster, kernels, losses, prune  # noqa: E402
-from edgebuild.pipeline.compress.automatic import Scan  # noqa: E402
 from edgebuild.pipeline.compress.batches import Data  # noqa: E402
+from edgebuild.pipeline.compress.scan import Scan  # noqa: E402
 from edgebuild.pipeline.compress.settings import Cluster, Finetune, Prune  # noqa: E402
 from edgebuild.pipeline.compress.watch import Watch  # noqa: E402
 from edgebuild.pipeline.compress.work import Training, Work  # noqa: E402
@@ -23,11 +23,11 @@ SCAN = Scan(levels=(0.2, 0.5, 0.9), costs={"a": (0.0, 0.1, 5.0), "b": (1.0, 0.05
 CLASSES, FEATURES = 4, 16
 
 
-def classifier(*, labelled: bool) -> Work:
+def classifier(*, labelled: bool, batch: int | None = None) -> Work:
     """Classes by the largest of the first four features: the kernels' other weights are next to nothing."""
     tf_keras.utils.set_random_seed(0)
     draw = np.random.default_rng(0)
-    given = tf_keras.layers.Input((FEATURES,))
+    given = tf_keras.layers.Input((FEATURES,), batch_size=batch)
     hidden = tf_keras.layers.Dense(FEATURES, name="hidden")(given)
     model = tf_keras.Model(given, tf_keras.layers.Dense(CLASSES, activation="softmax", name="scores")(hidden))
     noise = [draw.normal(0, 1e-3, weight.shape) for weight in model.get_weights()]
@@ -75,10 +75,19 @@ def test_finds_most_of_what_can_go(*, labelled: bool) -> None:
     work = classifier(labelled=labelled)
     prune.apply(Prune(sparsity="auto", max_drop=0.01, finetune=work.finetune), work)
     assert work.search is not None
-    assert all(trial.drop <= 0.01 for trial in work.search.trials if trial.tolerance == max_kept(work))
+    assert work.search.chosen == work.search.scan.within(max_kept(work))
     assert work.search.chosen["hidden/kernel"] >= 0.85
     assert (work.kernels["hidden/kernel"].value == 0).mean() >= 0.85
     assert any("did not learn from" in note for note in work.notes)
+
+
+def test_judges_every_sample_where_the_batch_is_fixed() -> None:
+    work = classifier(labelled=True, batch=7)
+    assert work.training is not None
+    prune.apply(Prune(sparsity="auto", max_drop=0.01, finetune=Finetune(epochs=0)), work)
+    assert work.search is not None
+    assert work.search.held == 160
+    assert work.search.held % 7, "whole batches leave none over, so that nothing is shown"
 
 
 def max_kept(work: Work) -> float:

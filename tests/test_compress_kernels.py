@@ -83,10 +83,11 @@ def test_prunes_the_smallest(sparsity: float) -> None:
     assert scores[kept].min() > scores[~kept].max()
 
 
-def test_two_of_every_four_inputs_go() -> None:
+@pytest.mark.parametrize(("m", "n"), [(1, 2), (1, 4), (2, 4), (3, 4)])
+def test_m_of_every_n_inputs_go(m: int, n: int) -> None:
     scores = np.abs(np.random.default_rng(0).normal(size=(16, 6))).astype(np.float32)
-    kept = prune.kept(scores, 0.0, m_by_n=(2, 4))
-    assert (kept.reshape(4, 4, 6).sum(1) == 2).all()
+    kept = prune.kept(scores, 0.0, m_by_n=(m, n)).reshape(16 // n, n, 6)
+    assert (kept.sum(1) == n - m).all()
 
 
 def test_blocks_go_whole_and_only_from_matrices() -> None:

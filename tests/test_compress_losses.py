@@ -106,6 +106,13 @@ def test_labels_that_do_not_fit_are_refused(outputs: Any, labels: Any, said: str
         by(outputs, labels)
 
 
+@pytest.mark.parametrize("kind", ["kl", "crossentropy"])
+def test_a_divergence_from_values_is_refused_and_from_classes_is_their_likelihood(kind: Any) -> None:
+    with pytest.raises(DataError, match="classes, or shares of them from 0 to 1"):
+        by(LOGITS, LOGITS * 9, kind)
+    assert by(softmax(LOGITS), ONE_HOT, kind) == pytest.approx(by(softmax(LOGITS), CLASSES), rel=ROUNDING)
+
+
 def test_a_gradient_flows_to_the_least_likely_class() -> None:
     shares = tf.Variable(softmax(LOGITS * 9))
     with tf.GradientTape() as tape:

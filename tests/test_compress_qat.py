@@ -13,12 +13,15 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 tf = pytest.importorskip("tensorflow")
-import tf_keras  # noqa: E402 - behind TensorFlow
+import quarters  # noqa: E402 - behind TensorFlow
+import tf_keras  # noqa: E402
+from quarters import CLASSES  # noqa: E402
 
 from edgebuild.export import flatbuffer, weights  # noqa: E402
 from edgebuild.export.formats import IoType, Precision  # noqa: E402
 from edgebuild.export.interpreter import Interpreter  # noqa: E402
 from edgebuild.pipeline import stages  # noqa: E402
+from edgebuild.pipeline.arrays import save_arrays  # noqa: E402
 from edgebuild.pipeline.compress import fold, gradients, kernels, qat, rounding, steps, tfmot  # noqa: E402
 from edgebuild.pipeline.compress.settings import (  # noqa: E402
     Cluster,
@@ -32,7 +35,6 @@ from edgebuild.pipeline.compress.settings import (  # noqa: E402
 from edgebuild.pipeline.ingest import float_model  # noqa: E402
 from edgebuild.pipeline.ingest.source import Options  # noqa: E402
 
-CLASSES = 4
 CLUSTERS = 8
 SHORT = Finetune(epochs=2, batch=32, learning_rate=1e-4)
 ROUNDING = 1e-6  # Of float32 products, against weights of the order of 1.
@@ -65,15 +67,9 @@ def mixed() -> Any:
     return tf_keras.Model(given, layers.Dense(CLASSES, activation="softmax", name="classes")(x))
 
 
-def samples(count: int = 128) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Images of which one quarter is brighter, and which."""
-    draw = np.random.default_rng(7)
-    labels = draw.integers(0, CLASSES, count)
-    images = draw.normal(size=(count, 8, 8, 2)).astype(np.float32)
-    for row, label in enumerate(labels):
-        top, left = 4 * (label // 2), 4 * (label % 2)
-        images[row, top : top + 4, left : left + 4] += 1
-    return images, labels
+def samples() -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Of them one quarter is clearly brighter."""
+    return quarters.samples(128, brighter=1.0)
 
 
 class Project:
@@ -189,7 +185,7 @@ def test_learns_around_what_rounding_takes_away(tmp_path: Path) -> None:
     kernel[0] = 250 * np.abs(kernel).max()
     model.get_layer("hidden").set_weights([kernel, bias])
     project = Project(tmp_path, model)
-    stages.save_arrays(project.samples / "samples.npz", {"image": images, "labels": labels})
+    save_arrays(project.samples / "samples.npz", {"image": images, "labels": labels})
 
     def right(model: Path) -> float:
         (got,) = Interpreter(project.convert(model)).predict({"image": images}).values()

@@ -181,6 +181,9 @@ def test_a_key_like_no_other_comes_with_all_there_are() -> None:
         ({"compress": [{"prune": {"layers": {"fc*": 1.0}}}]}, "compress.0.prune.layers.fc*: Input should be less"),
         ({"compress": [{"prune": {}, "cluster": {}}]}, "compress.0: a step names one technique, one of prune, cluster"),
         ({"compress": [{}]}, "compress.0: a step names one technique"),
+        ({"compress": [{"prune": {"m_by_n": "2:4", "block": "1x4"}}]}, "compress.0.prune: m_by_n: 2:4 and block: 1x4"),
+        ({"compress": [{"prune": {"m_by_n": "2:4", "layers": {"fc": 0}}}]}, "compress.0.prune: m_by_n: 2:4 says how"),
+        ({"compress": [{"prune": {"max_drop": 0.1}}]}, "compress.0.prune: max_drop is for `auto`"),
         ({"compress": [{"cluster": {"clusters": 1}}]}, "compress.0.cluster.clusters: Input should be greater"),
         (
             {"compress": [{"prune": {"finetune": {"epoch": 1}}}]},
@@ -505,3 +508,11 @@ def test_fine_tuning_follows_training_data_unless_told_otherwise(said: int | Non
     assert settled.finetune is not None
     assert settled.finetune.epochs == epochs
     assert settled.needs_samples == bool(epochs)
+
+
+def test_two_of_four_reads_as_yaml_has_it_and_as_it_is_written_down() -> None:
+    """YAML 1.1 takes 2:4 for 124, in base 60; and a manifest's configuration is parsed again."""
+    steps = yaml.safe_load("[{prune: {m_by_n: 2:4}}, {cluster: {clusters: auto}}, {qat: }]")
+    found = parse(SMALLEST | {"compress": steps}).compress
+    assert [str(step.technique) for step in found] == ["prune 2:4", "cluster auto", "quantization-aware training"]
+    assert parse(SMALLEST | {"compress": [step.model_dump() for step in found]}).compress == found

@@ -19,6 +19,7 @@ from edgebuild.export.flatbuffer import read
 from edgebuild.export.formats import IoType
 from edgebuild.export.interpreter import Interpreter
 from edgebuild.pipeline import stages
+from edgebuild.pipeline.arrays import save_arrays
 from edgebuild.pipeline.gates import AGREEMENT_LIMITS
 
 Samples = Mapping[str, NDArray[Any]]
@@ -87,7 +88,7 @@ def test_the_public_converter_takes_over_where_the_private_road_is_closed(
     monkeypatch.setattr(convert, "quantize", closed)
     monkeypatch.setattr(stages, "_frozen", lambda _: frozen)
     (tmp_path / "calibrated.tflite").write_bytes(b"")
-    stages.save_arrays(tmp_path / "samples.npz", samples)
+    save_arrays(tmp_path / "samples.npz", samples)
     inputs = {"model": frozen, "calibrated": tmp_path, "samples": tmp_path}
     stages.convert(stages.ConvertParameters(precision="int8", io="int8"), inputs, tmp_path)
     assert "public converter" in (tmp_path / "route.json").read_text()

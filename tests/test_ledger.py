@@ -87,9 +87,9 @@ def test_a_better_metric_is_a_gain_and_a_worse_one_is_told_beside_a_gain() -> No
     def scored(score: float, **changes: Any) -> Entry:
         return entry(metric=replace(NO_METRIC, target=score), **changes)
 
-    assert said("mcu", scored(0.80), scored(0.84)) == "prune 50 %: mcu 0 % flash, +5 % top1"
-    assert said("mcu", scored(0.80), scored(0.76)) == "prune 50 %: mcu nothing"
-    assert said("cpu", scored(0.80), scored(0.76, gzip_bytes=250)).endswith("-50 % gzip, 0 % file, -5 % top1")
+    assert said("mcu", scored(0.80), scored(0.84)) == "prune 50 %: mcu 0 % flash, +0.04 top1"
+    assert said("mcu", scored(0.80), scored(0.76)) == "prune 50 %: mcu nothing, -0.04 top1"
+    assert said("cpu", scored(0.80), scored(0.76, gzip_bytes=250)).endswith("-50 % gzip, 0 % file, -0.04 top1")
 
 
 def test_an_artifact_that_is_missing_is_said_to_be() -> None:
@@ -111,7 +111,7 @@ def stored(**changes: Any) -> Weights:
         zeros=50,
         unique=16,
         unique_per_channel=16,
-        bytes=100,
+        size_bytes=100,
         entropy_bytes=50.0,
     )
     return replace(whole, **changes)

@@ -13,7 +13,7 @@ from onnx import TensorProto, helper
 from onnx_models import cnn, model, node, one, saved, weights
 
 from edgebuild.export.errors import ModelError
-from edgebuild.pipeline import plan
+from edgebuild.pipeline import source_task
 from edgebuild.pipeline.ingest.onnx import check as onnx_check
 from edgebuild.pipeline.ingest.source import Options
 
@@ -143,10 +143,10 @@ def test_reads_data_that_lies_beside_the_model(tmp_path: Path) -> None:
 def test_data_beside_the_model_counts_for_the_key(tmp_path: Path) -> None:
     (tmp_path / "model.data").write_bytes(weights(1, 4).tobytes())
     path = saved(external("model.data"), tmp_path)
-    before = plan.model_task(path, Options())
+    before = source_task.model_task(path, Options())
     (tmp_path / "model.data").write_bytes(weights(1, 4, seed=8).tobytes())
     assert set(before.sources) == {"model", "model data model.data"}
-    assert plan.model_task(path, Options()).key != before.key
+    assert source_task.model_task(path, Options()).key != before.key
 
 
 @pytest.mark.parametrize("location", ["/etc/passwd", "../model.data", "a/../../model.data", "", "link"])

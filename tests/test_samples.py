@@ -432,3 +432,9 @@ def test_missing_labels_say_what_is_there() -> None:
     with pytest.raises(DataError, match="holds no array 'labels'") as caught:
         labels({"y": IMAGES, "x": IMAGES}, "data.npz")
     assert caught.value.cause == "it holds x, y"
+
+
+def test_labels_that_are_text_are_refused_and_not_left_out(tmp_path: Path) -> None:
+    np.savez(tmp_path / "data.npz", x=np.zeros(2), labels=np.array(["yes", "no"]))
+    with pytest.raises(DataError, match="`labels` holds no numbers"):
+        load(tmp_path / "data.npz")

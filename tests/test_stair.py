@@ -39,6 +39,7 @@ LATE = {
 ROOMS = {  # What a room of the pipeline knows of the rest of it.
     "storage": {"errors"},
     "execution": {"errors", "stages", "storage", "task"},
+    "compress": {"arrays", "errors", "ingest", "metrics", "record"},
 }
 HEAVY = {
     "tensorflow",

@@ -68,11 +68,11 @@ def of_source(
     Raises:
         Failure: the model can't be read, or the data do not fit it.
     """
-    from edgebuild.pipeline import plan
     from edgebuild.pipeline.ingest import float_model, load
+    from edgebuild.pipeline.source_task import model_task
 
     load.source_format(source)
-    model = plan.model_task(source)
+    model = model_task(source)
     ingested = _run({model.key: model}, model.key, store, on_event)[model.key]
     with tempfile.TemporaryDirectory(prefix="edgebuild-") as folder:
         if not isinstance(data, Path):
@@ -118,7 +118,7 @@ def _by_position(path: Path, names: Sequence[str]) -> Arrays:
 
 
 def _load(path: Path) -> Arrays:
-    from edgebuild.pipeline.stages import load_arrays
+    from edgebuild.pipeline.arrays import load_arrays
 
     return load_arrays(path)
 

@@ -15,8 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgebuild.calibration.errors import DataError
-from edgebuild.pipeline.compress import losses
+from edgebuild.pipeline.compress import batches, losses
 from edgebuild.pipeline.compress.batches import Data
+from edgebuild.pipeline.compress.scan import Scan, Search, Trial
+from edgebuild.pipeline.compress.settings import OPEN
 from edgebuild.pipeline.compress.watch import Watch
 
 if TYPE_CHECKING:
@@ -26,52 +28,27 @@ if TYPE_CHECKING:
 
 _HELD: Final = 0.4  # Of the samples: a metric over few of them decides by luck.
 _SCANNED: Final = 256  # Samples that a kernel's cost is taken over.
-_TOLERANCES: Final = 15  # Between the least cost of any kernel and the largest: four trials find the best.
+_AT_ONCE: Final = 256  # Samples that are judged in one batch, where the model leaves it open.
 Levels: TypeAlias = Mapping[str, float]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Scan:
-    """How much each kernel alone costs at each level, from gentle to harsh, in the unit of the loss."""
+def decide(
+    work: Work,
+    chosen: Levels,
+    levels: Sequence[float],
+    make: Callable[[str, float], Structure],
+    train: Callable[[Levels], object],
+    max_drop: float | None,
+) -> Levels:
+    """`chosen` with a level for each kernel whose own is `OPEN`, where one can be had; arguments as for `search`.
 
-    levels: tuple[float, ...]
-    costs: Mapping[str, tuple[float, ...]]
-
-    def within(self, tolerance: float) -> dict[str, float]:
-        """The harshest level of each kernel up to which none costs more; a kernel without one is left out."""
-        chosen = {}
-        for name, costs in self.costs.items():
-            count = next((i for i, cost in enumerate(costs) if cost > tolerance), len(costs))
-            if count:
-                chosen[name] = self.levels[count - 1]
-        return chosen
-
-    def tolerances(self) -> list[float]:
-        """Costs to try, from gentle to harsh, evenly apart as logarithms."""
-        found = [cost for costs in self.costs.values() for cost in costs if cost > 0]
-        if not found:
-            return [0.0]
-        return [float(t) for t in np.geomspace(min(found), max(found), _TOLERANCES)]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Trial:
-    """A tolerance that was tried, and by how much the metric fell on the samples held back."""
-
-    tolerance: float
-    drop: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Search:
-    """What was found, and how: `held` samples judged a metric that may fall by `max_drop`."""
-
-    scan: Scan
-    trials: tuple[Trial, ...]
-    chosen: Levels
-    metric: str
-    max_drop: float
-    held: int
+    Raises:
+        ValueError: there is no limit to keep; a plan puts one in.
+    """
+    if max_drop is None:
+        raise ValueError("a search needs max_drop")
+    work.search = search(work, [name for name, said in chosen.items() if said == OPEN], levels, make, train, max_drop)
+    return {**work.search.chosen, **{name: said for name, said in chosen.items() if said != OPEN}}
 
 
 def search(
@@ -169,15 +146,13 @@ def _judge(training: Training, held: Data) -> _Judge:
 
 def _looked_at(model: Any, data: Data, only: int | None) -> list[NDArray[Any]]:
     """The outputs of a model over all samples, or one of them."""
+    fixed = model.inputs[0].shape[0]
     parts = [
-        losses.answers(model, data.take(rows).inputs) for rows in np.array_split(np.arange(len(data)), _parts(data))
+        [output[:count] for output in losses.answers(model, part.inputs)]
+        for part, count in batches.in_turn(data, fixed or _AT_ONCE, fixed)
     ]
     whole = [np.concatenate(part) for part in zip(*parts, strict=True)]
     return whole if only is None else [whole[only]]
-
-
-def _parts(data: Data) -> int:
-    return -(-len(data) // _SCANNED)
 
 
 def _costs(

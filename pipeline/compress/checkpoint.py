@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 FILE: Final = "checkpoint.npz"
 EVERY_S: Final = 5.0  # Shorter epochs are not worth a file each.
+_STRUCTURE: Final = "structure:"
 _DAMAGE: Final = (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile)
 _LOG: Final = logging.getLogger(__name__)
 
@@ -60,7 +61,7 @@ class Course:
 class Checkpoint:
     """A file for the variables of one training, the structures that it changes, and its course.
 
-    `training` says which: a file of any other is left alone. Without a folder nothing is kept.
+    `training` says which: a file of any other is not taken up, and overwritten. Without a folder nothing is kept.
     """
 
     folder: Path | None
@@ -108,7 +109,7 @@ class Checkpoint:
             "course": np.frombuffer(json.dumps(said).encode(), np.uint8),
             **_numbered("variable", (variable.numpy() for variable in self.variables)),
             **_numbered("best", course.best_weights),
-            **{f"structure:{name}": array for name, array in structure.arrays(self.structures).items()},
+            **{f"{_STRUCTURE}{name}": array for name, array in structure.arrays(self.structures).items()},
         }
 
     def _read(self, path: Path) -> tuple[Course, list[NDArray[Any]], dict[str, Structure]]:
@@ -117,17 +118,14 @@ class Checkpoint:
         said = json.loads(found["course"].tobytes())
         if said["training"] != self._said():
             raise ValueError("it is another training's")
-        best = Course(
+        course = Course(
             history=[Epoch(**epoch) for epoch in said["history"]],
             best=said["best"],
             since=said["since"],
             best_weights=_those("best", found),
         )
-        values, kept = (
-            _those("variable", found),
-            {n.partition(":")[2]: a for n, a in found.items() if n[:9] == "structure"},
-        )
-        return best, values, structure.of_arrays(kept)
+        kept = {name.removeprefix(_STRUCTURE): a for name, a in found.items() if name.startswith(_STRUCTURE)}
+        return course, _those("variable", found), structure.of_arrays(kept)
 
     def _said(self) -> Any:
         """What tells this training from others, as JSON gives it back."""

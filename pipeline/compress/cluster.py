@@ -9,16 +9,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgebuild.pipeline.compress.kernels import Kernel
-from edgebuild.pipeline.compress.settings import Granularity, Initialization
+from edgebuild.pipeline.compress.settings import OPEN, Granularity, Initialization
 from edgebuild.pipeline.compress.structure import FREE, ZERO, Structure
 
 if TYPE_CHECKING:
-    from edgebuild.pipeline.compress.finetune import Epoch
+    from edgebuild.pipeline.compress.checkpoint import Epoch
     from edgebuild.pipeline.compress.settings import Cluster
     from edgebuild.pipeline.compress.work import Work
 
 LEVELS: Final = (128, 64, 32, 24, 16, 12, 8, 6, 4)
-OPEN: Final = -1.0  # Stands for a level that the search is to find.
 _ITERATIONS: Final = 50
 _STEPS: Final = 4  # An octave.
 
@@ -26,24 +25,25 @@ _STEPS: Final = 4  # An octave.
 def apply(technique: Cluster, work: Work) -> tuple[Epoch, ...]:
     """Share values in every kernel, as few as is said or as the metric allows, then fine-tune them."""
     otherwise = OPEN if technique.clusters == "auto" else technique.clusters
-    chosen = dict(work.chosen(depthwise=technique.depthwise, layers=technique.layers, otherwise=otherwise))
+    chosen: Mapping[str, float] = dict(
+        work.chosen(depthwise=technique.depthwise, layers=technique.layers, otherwise=otherwise)
+    )
     if technique.clusters == "auto":
-        chosen = {**_searched(technique, work, chosen), **{name: said for name, said in chosen.items() if said != OPEN}}
+        chosen = _searched(technique, work, chosen)
     return _apply(technique, work, chosen)
 
 
 def _searched(technique: Cluster, work: Work, chosen: Mapping[str, float]) -> Mapping[str, float]:
     from edgebuild.pipeline.compress import automatic
 
-    work.search = automatic.search(
+    return automatic.decide(
         work,
-        [name for name, said in chosen.items() if said == OPEN],
+        chosen,
         LEVELS,
         make=lambda name, level: _structure(technique, work.kernels[name], level),
         train=lambda levels: _apply(technique, work, levels),
-        max_drop=technique.max_drop or 0.0,
+        max_drop=technique.max_drop,
     )
-    return work.search.chosen
 
 
 def _apply(technique: Cluster, work: Work, chosen: Mapping[str, float]) -> tuple[Epoch, ...]:

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from edgebuild.pipeline.compress.structure import Structure
     from edgebuild.pipeline.compress.watch import Watch
 
-__all__ = ["Data", "Epoch", "Keep", "Projection", "tune"]
 Keep: TypeAlias = Callable[[int, int], Mapping[str, Projection]]
 
 
@@ -41,15 +40,15 @@ def tune(
     """Train `model` in place; batch normalization and dropout stay as they are in inference.
 
     `keep(step, steps)` is asked before each step what keeps the weights compressed, by the variable's name. A training
-    that was killed goes on from what it left in the folder `progress`; `structures` are what `keep` changes meanwhile,
-    and it does no more after the share `settled_after` of steps: no epoch before that is the best, or the last.
+    that was killed goes on from what it left in the folder `progress`. `structures` are what `keep` changes meanwhile,
+    up to the share `settled_after` of steps: no epoch before that is the best, or ends the training early.
 
     Raises:
         DataError: there are too few samples, they do not fit what is watched, or the loss is no number any more.
     """
     used, held = batches.split(data, settings, seed)
-    fixed = model.inputs[0].shape[0]
-    size = batches.size(fixed, used, settings)
+    size = batches.size(model.inputs[0].shape[0], used, settings)
+    mixup = settings.mixup if isinstance(loss, ToModel) else 0.0
     steps_an_epoch = len(used) // size
     steps = settings.epochs * steps_an_epoch
     trainer = Trainer(model, loss, settings, steps)
@@ -62,14 +61,10 @@ def tune(
     course = checkpoint.resume()
     while not _is_over(course, settings):
         epoch = len(course.history)
-        draw = np.random.default_rng((seed, epoch))
-        mixup = settings.mixup if isinstance(loss, ToModel) else 0.0
-        losses = [
-            trainer.train(batch, keep(epoch * steps_an_epoch + step, steps))
-            for step, batch in enumerate(batches.shuffled(used, size, mixup, draw))
-        ]
+        order = batches.shuffled(used, size, mixup, np.random.default_rng((seed, epoch)))
+        losses = [trainer.train(batch, keep(at, steps)) for at, batch in enumerate(order, epoch * steps_an_epoch)]
         course.history.append(_ended(_sound(float(np.mean(losses)), epoch), trainer, held, size, watch))
-        if held is not None and (epoch + 1) * steps_an_epoch > settled_after * steps:
+        if held is not None and len(course.history) > settled_after * settings.epochs:
             course.judge(_rank(course.history[-1], watch), model.get_weights())
         checkpoint.save(course)
     if course.best_weights:

@@ -117,14 +117,19 @@ def to_model(teacher: Any, samples: Sequence[NDArray[Any]], kind: Kind | Literal
 def to_labels(output: int, outputs: NDArray[Any], labels: NDArray[Any], kind: Kind | Literal["auto"]) -> ToLabels:
     """Hold `output` to labels: classes by `crossentropy`, values by `mse`, unless `kind` says otherwise.
 
+    `outputs` are what the uncompressed model gives there, `[N, ..., classes]`, and tell its form. `kl` is
+    `crossentropy` here: they differ by what no training changes.
+
     Raises:
         DataError: the labels do not fit the output.
     """
-    form, fitting = form_of(outputs), _fitting(outputs, labels)
-    chosen: Kind = fitting if kind == "auto" or kind == "kl" else kind  # noqa: PLR1714 - mypy narrows no `in`
+    form = form_of(outputs)
+    wanted = "crossentropy" if kind == "kl" else kind
+    chosen: Kind = _fitting(outputs, labels) if wanted == "auto" else wanted
     numbers = chosen == "crossentropy" and _are_numbers(labels, outputs)
     if not numbers:
         _require_same_shape(outputs, labels, chosen)
+        _require_shares(labels, chosen)
     elif labels.min() < 0 or labels.max() >= max(outputs.shape[-1], 2):
         raise DataError(
             f"training labels must be whole numbers 0 to {max(outputs.shape[-1], 2) - 1}",
@@ -166,6 +171,15 @@ def _require_same_shape(outputs: NDArray[Any], labels: NDArray[Any], kind: Kind)
             f"training labels have shape {list(labels.shape)}, the output {list(outputs.shape)}",
             cause=f"{kind} compares each value of the output with the wanted one",
             action="give the wanted outputs as labels, or write learn_from: model",
+        )
+
+
+def _require_shares(labels: NDArray[Any], kind: Kind) -> None:
+    if kind == "crossentropy" and (labels.min() < 0 or labels.max() > 1):
+        raise DataError(
+            "loss: crossentropy needs labels that are classes, or shares of them from 0 to 1",
+            cause=f"the training labels run from {labels.min():g} to {labels.max():g}",
+            action="leave loss out, or choose mse",
         )
 
 

@@ -9,41 +9,40 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from edgebuild.pipeline.compress.settings import OPEN
 from edgebuild.pipeline.compress.structure import Structure
 
 if TYPE_CHECKING:
-    from edgebuild.pipeline.compress.finetune import Epoch, Projection
+    from edgebuild.pipeline.compress.checkpoint import Epoch
     from edgebuild.pipeline.compress.settings import Prune
+    from edgebuild.pipeline.compress.trainer import Projection
     from edgebuild.pipeline.compress.work import Work
 
 LEVELS: Final = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
-OPEN: Final = -1.0  # Stands for a level that the search is to find.
 _UPDATES: Final = 100  # Of the masks while their sparsity rises.
 _RISE: Final = 0.5  # The share of steps that it rises over.
 
 
 def apply(technique: Prune, work: Work) -> tuple[Epoch, ...]:
     """Prune as much as is said, or as the metric allows: at once, or over the first half of fine-tuning."""
-    chosen = dict(_chosen(technique, work))
+    chosen: Mapping[str, float] = dict(_chosen(technique, work))
     if technique.sparsity == "auto":
-        chosen = {**_searched(technique, work, chosen), **{name: said for name, said in chosen.items() if said != OPEN}}
+        chosen = _searched(technique, work, chosen)
     return _apply(technique, work, chosen)
 
 
 def _searched(technique: Prune, work: Work, chosen: Mapping[str, float]) -> Mapping[str, float]:
     from edgebuild.pipeline.compress import automatic
 
-    names = [name for name, said in chosen.items() if said == OPEN]
-    scores = _scores(technique, work, names)
-    work.search = automatic.search(
+    scores = _scores(technique, work, list(chosen))
+    return automatic.decide(
         work,
-        names,
+        chosen,
         LEVELS,
         make=lambda name, level: structure_of(technique, work.structures.get(name), scores[name], level),
         train=lambda levels: _apply(technique, work, levels),
-        max_drop=technique.max_drop or 0.0,
+        max_drop=technique.max_drop,
     )
-    return work.search.chosen
 
 
 def _apply(technique: Prune, work: Work, chosen: Mapping[str, float]) -> tuple[Epoch, ...]:
@@ -113,11 +112,11 @@ class _Ramp:
 
     def _share(self, step: int, steps: int) -> float | None:
         """The share of the wanted sparsity, or None where masks stay."""
-        if not self.ends_after:
+        if not self.ends_after or not int(steps * self.ends_after):  # One step is no time to rise.
             return 1.0 if step == 0 else None
         from edgebuild.pipeline.compress import tfmot
 
-        return tfmot.share_at(step, max(1, int(steps * self.ends_after)), _UPDATES)
+        return tfmot.share_at(step, int(steps * self.ends_after), _UPDATES)
 
 
 def structure_of(technique: Prune, before: Structure | None, scores: NDArray[np.float32], sparsity: float) -> Structure:

@@ -19,7 +19,7 @@ from edgebuild.pipeline.compress import kernels, tfmot
 from edgebuild.pipeline.compress.losses import packed
 
 if TYPE_CHECKING:
-    from edgebuild.pipeline.compress.finetune import Epoch
+    from edgebuild.pipeline.compress.checkpoint import Epoch
     from edgebuild.pipeline.compress.settings import Qat
     from edgebuild.pipeline.compress.work import Work
 

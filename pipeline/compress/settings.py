@@ -12,9 +12,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
-from typing import Annotated, Final, Literal, TypeAlias, TypeGuard
+from typing import Annotated, Any, Final, Literal, TypeAlias, TypeGuard
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag, model_serializer, model_validator
 from typing_extensions import Self
 
 from edgebuild.pipeline.record import Record
@@ -26,11 +26,16 @@ _BY_KIND: Final = Discriminator(lambda given: "(word)" if isinstance(given, str)
 SparsityOrAuto: TypeAlias = Annotated[_Auto | Annotated[Sparsity, Tag("(number)")], _BY_KIND]
 ClustersOrAuto: TypeAlias = Annotated[_Auto | Annotated[Clusters, Tag("(number)")], _BY_KIND]
 Count: TypeAlias = Annotated[int, Field(ge=1)]
-MByN: TypeAlias = Literal["1:2", "1:4", "2:4", "3:4"]
+_SEXAGESIMAL: Final = {62: "1:2", 64: "1:4", 124: "2:4", 184: "3:4"}  # As YAML 1.1 reads them unquoted.
+MByN: TypeAlias = Annotated[
+    Literal["1:2", "1:4", "2:4", "3:4"],
+    BeforeValidator(lambda given: _SEXAGESIMAL.get(given, given) if type(given) is int else given),
+]
 Block: TypeAlias = Literal["1x4", "4x1", "1x8", "8x1", "1x16", "16x1", "4x4"]
 Granularity: TypeAlias = Literal["channel_scaled", "tensor", "channel"]
 Initialization: TypeAlias = Literal["kmeans++", "linear", "density"]
-_GENTLE: Final = 1e-5
+OPEN: Final = -1.0  # Stands for a strength that is to be sought.
+_GENTLE: Final = 1e-5  # A learning rate for weights that are good already.
 
 
 class Finetune(Record):
@@ -86,6 +91,12 @@ class Trained(Record):
 class Automatic(Trained):
     """A technique whose strength can be sought: the most that keeps the metric within `max_drop`."""
 
+    @model_validator(mode="after")
+    def _seeks(self) -> Self:
+        if self.max_drop is not None and not self.is_automatic:
+            raise ValueError("max_drop is for `auto`; a strength that is given is held to by gates.max_metric_drop")
+        return self
+
     max_drop: Annotated[float, Field(ge=0)] | None = Field(
         default=None, description="of the metric, for `auto`; gates.max_metric_drop where absent"
     )
@@ -120,6 +131,10 @@ class Prune(Automatic):
     def _one_strength(self) -> Prune:
         if self.m_by_n and self.sparsity == "auto":
             raise ValueError(f"m_by_n: {self.m_by_n} says how much goes; sparsity: auto can't seek it")
+        if self.m_by_n and self.layers:
+            raise ValueError(f"m_by_n: {self.m_by_n} says how much goes; layers can't say otherwise")
+        if self.m_by_n and self.block:
+            raise ValueError(f"m_by_n: {self.m_by_n} and block: {self.block} are two patterns; choose one")
         return self
 
     def __str__(self) -> str:
@@ -217,6 +232,11 @@ class Step(Record):
             if isinstance(value, dict)
             else value
         )
+
+    @model_serializer
+    def _named(self) -> dict[str, Any]:
+        """As it is written: a manifest's configuration is read again."""
+        return {next(iter(self.model_fields_set)): self.technique.model_dump()}
 
     @property
     def technique(self) -> Technique:

@@ -11,7 +11,7 @@ from typing import Any, Final
 import numpy as np
 
 from edgebuild.pipeline.compress import cluster, prune, qat, structure, work
-from edgebuild.pipeline.compress.finetune import Epoch
+from edgebuild.pipeline.compress.checkpoint import Epoch
 from edgebuild.pipeline.compress.kernels import Kernel
 from edgebuild.pipeline.compress.settings import Cluster, Compression, Prune, Qat
 from edgebuild.pipeline.compress.structure import Structure

@@ -1,4 +1,4 @@
-"""What an early stop watches on the samples held back: the project's metric, where there are labels."""
+"""What an early stop and a search watch on the samples held back: the project's metric, where there are labels."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from edgebuild.calibration.errors import DataError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Watch:
-    """A metric of `pipeline.metrics`, over outputs of these names; `output` is the one it speaks of, if any."""
+    """A metric of `pipeline.metrics`, over a model's outputs `names`; `output` is the one it speaks of, if any."""
 
     metric: str
     higher_is_better: bool
@@ -21,7 +21,7 @@ class Watch:
     names: tuple[str, ...]
 
     def score(self, outputs: Sequence[NDArray[Any]], labels: NDArray[Any]) -> float:
-        """The metric of a model's outputs, in its order.
+        """The metric of outputs `[N, ...]`, in the model's order, against labels `[N, ...]`.
 
         Raises:
             DataError: labels and outputs do not fit the metric.
@@ -32,9 +32,9 @@ class Watch:
             return metrics.score(self.metric, dict(zip(self.names, outputs, strict=True)), labels, self.output)
         except DataError as e:
             raise DataError(
-                f"early_stop can't watch {self.metric} on {len(labels)} training samples held back: {e.what}",
+                f"training can't watch {self.metric} on {len(labels)} samples held back: {e.what}",
                 cause=e.cause,
-                action="raise finetune.validation, give training labels like the evaluation's, or leave early_stop out",
+                action="give more samples, with labels like the evaluation's, or leave early_stop and auto out",
             ) from e
 
     def rank(self, score: float) -> float:

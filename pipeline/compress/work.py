@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -12,17 +13,21 @@ import numpy as np
 
 from edgebuild.calibration.errors import DataError
 from edgebuild.export.errors import ModelError
+from edgebuild.pipeline.arrays import load_arrays
 from edgebuild.pipeline.compress import finetune, fold, gradients, kernels, losses, structure
-from edgebuild.pipeline.compress.finetune import Data, Epoch, Keep, Projection
+from edgebuild.pipeline.compress.batches import Data
 from edgebuild.pipeline.compress.settings import Compression, Finetune, by_pattern
 from edgebuild.pipeline.compress.watch import Watch
 from edgebuild.pipeline.ingest import float_model
 
 if TYPE_CHECKING:
-    from edgebuild.pipeline.compress.automatic import Search
+    from edgebuild.pipeline.compress.checkpoint import Epoch
+    from edgebuild.pipeline.compress.finetune import Keep
     from edgebuild.pipeline.compress.kernels import Kernel
     from edgebuild.pipeline.compress.losses import Loss
+    from edgebuild.pipeline.compress.scan import Search
     from edgebuild.pipeline.compress.structure import Structure
+    from edgebuild.pipeline.compress.trainer import Projection
 
 STRUCTURE: Final = "structure.npz"
 _FEW: Final = 512  # Samples that tell what outputs are like, and that gradients for scores are taken over.
@@ -65,11 +70,22 @@ class Work:
 
         Depthwise kernels are left out, unless they are asked for or named: they have few weights, and each matters.
         """
+        self._require_layers(layers)
         for name, kernel in self.kernels.items():
             said = by_pattern(kernel.layer, layers, otherwise)
             named = by_pattern(kernel.layer, dict.fromkeys(layers, 1), 0)
             if depthwise or named or kernel.kind not in kernels.DEPTHWISE:
                 yield name, said
+
+    def _require_layers(self, patterns: Iterable[str]) -> None:
+        names = list(dict.fromkeys(kernel.layer for kernel in self.kernels.values()))
+        for pattern in patterns:
+            if not any(fnmatchcase(name, pattern) for name in names):
+                raise DataError(
+                    f"compress: no layer with weights is named {pattern}",
+                    cause=f"there are {', '.join(names)}",
+                    action="mend the name under `layers`; * stands for any letters",
+                )
 
     @contextmanager
     def untouched(self) -> Iterator[None]:
@@ -115,6 +131,9 @@ class Work:
         """The gradient of the loss over some samples by kernel, in its shape; zero where the loss does not see it.
 
         Without labels it is that of the model's own answers taken for right: held to itself, it would be zero.
+
+        Raises:
+            ValueError: there is nothing to learn from; a plan sees to it that there is.
         """
         if self.training is None:
             raise ValueError("there is nothing to take a gradient over")
@@ -146,7 +165,12 @@ class Work:
 
 
 def start(step: Compression, inputs: Mapping[str, Path]) -> Work:
-    """Open the float model in `inputs`, batch normalization folded, with what the steps before it made."""
+    """Open the float model in `inputs`, batch normalization folded, with what the steps before it made.
+
+    Raises:
+        ModelError: it is to be trained, and its inputs have no batch axis.
+        DataError: there are too few samples for its batch, or its labels fit no output.
+    """
     model, folded = fold.fold(float_model.rebuild(inputs["model"]))
     settings = step.technique.finetune or Finetune(epochs=0)
     doubts = gradients.doubts(settings) if settings.epochs else ()
@@ -167,8 +191,6 @@ def _told(folded: Sequence[str]) -> list[str]:
 
 
 def _training(step: Compression, settings: Finetune, inputs: Mapping[str, Path], model: Any) -> Training:
-    from edgebuild.pipeline.stages import load_arrays
-
     described = float_model.describe(inputs["model"])
     arrays = load_arrays(inputs["samples"] / "samples.npz")
     labels = arrays.pop("labels", None)
@@ -179,6 +201,11 @@ def _training(step: Compression, settings: Finetune, inputs: Mapping[str, Path],
     watch = Watch(
         metric=step.metric, higher_is_better=step.higher_is_better, output=step.output, names=described.outputs
     )
+    if labels is None and settings.learn_from == "labels":
+        raise DataError(
+            "finetune: learn_from: labels, and the samples have none",
+            action="give data.training with an array `labels`, or write learn_from: model",
+        )
     if labels is None or settings.learn_from == "model":
         loss: Loss = losses.to_model(teacher, few, settings.loss)
     else:

@@ -49,7 +49,7 @@ def render(report: Report) -> str:
 
 def _bought(found: CompressionReport) -> Iterable[str]:
     """What each step of compression bought, and what conversion took back, a line each."""
-    return (*(f"{ledger.line(step)}{' (leave it out)' if step.idle else ''}" for step in found.findings), *found.losses)
+    return (*(f"{ledger.line(step)}{' (leave it out)' if step.idle else ''}" for step in found.findings), *found.lost)
 
 
 def _title(report: Report) -> str:

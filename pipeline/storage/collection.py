@@ -23,6 +23,7 @@ _BYTES: Final = {
     **{f"{prefix}iB": 1024**power for power, prefix in enumerate("KMGT", 1)},
     **{f"{prefix}B": 1000**power for power, prefix in enumerate("kMGT", 1)},
 }
+_DAY_S: Final = 86400.0
 _SECONDS: Final = {"m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
 
@@ -48,6 +49,13 @@ class Criteria:
                 "nothing says what to collect",
                 action="give one or more of --max-size 2GiB, --older-than 30d, --unreferenced",
             )
+
+    @property
+    def progress_kept_s(self) -> float:
+        """How long what a killed build had come to waits for the next: a day, unless asked otherwise."""
+        if self.unreferenced or self.max_size_bytes == 0:
+            return 0.0
+        return _DAY_S if self.older_than_s is None else self.older_than_s
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,7 +111,7 @@ def collect(store: Store, criteria: Criteria, *, dry_run: bool = False) -> Colle
         ConfigError: a manifest can't be read, so that nothing can be said about what it names.
     """
     try:
-        found, dead_bytes = entries(store), _dead_bytes(store)
+        found, dead_bytes = entries(store), _dead_bytes(store, criteria.progress_kept_s)
         if dry_run or not store.root.is_dir():
             return _judged(found, criteria, store, dead_bytes)
         with session(store, ()) as opened:  # Sweeps; and what is buried in its scratch folder vanishes at its end.
@@ -111,7 +119,7 @@ def collect(store: Store, criteria: Criteria, *, dry_run: bool = False) -> Colle
                 done = _judged(found, criteria, opened, dead_bytes)
                 for entry in done.removed:
                     opened.bury(entry.key, opened.scratch or opened.root)
-                for folder in progress.abandoned(opened):
+                for folder in progress.abandoned(opened, criteria.progress_kept_s):
                     shutil.rmtree(folder, ignore_errors=True)
                 forget_deleted_builds(opened)
             return done
@@ -151,12 +159,12 @@ def _judged(found: list[Entry], criteria: Criteria, store: Store, dead_bytes: in
     )
 
 
-def _dead_bytes(store: Store) -> int:
+def _dead_bytes(store: Store, progress_kept_s: float) -> int:
     """What dead sessions left unfinished. A session's own sweep removes their scratch, a collection their progress."""
     scratch = (store.root / "staging").glob("*")
     dead = [folder for folder in scratch if not is_held(store.root / "leases" / folder.name)]
     dead_bytes = 0
-    for path in (*dead, *progress.abandoned(store)):
+    for path in (*dead, *progress.abandoned(store, progress_kept_s)):
         with suppress(FileNotFoundError):
             dead_bytes += size_of(path) if path.is_dir() else path.stat().st_size
     return dead_bytes
