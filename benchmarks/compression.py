@@ -201,7 +201,12 @@ CASES: Final[Mapping[str, Case]] = {
     "resnet8 QAT": _images(_QAT, promises=()),
     "resnet8 PQAT": _images(_PRUNE, _QAT, promises=(is_sparse(0.5),)),
     "resnet8 CQAT": _images(_CLUSTER, _QAT, promises=(shares(16),)),
-    "resnet8 PCQAT": _images(_PRUNE, _CLUSTER, _QAT, promises=(is_sparse(0.5), shares(16))),
+    "resnet8 PCQAT": _images(
+        {"prune": {"sparsity": 0.5, "finetune": {"epochs": 30}}},
+        {"cluster": {"clusters": 16, "finetune": {"epochs": 25}}},
+        {"qat": {"finetune": {"epochs": 10, "learning_rate": 1e-4}}},
+        promises=(is_sparse(0.5), shares(16)),
+    ),
     "kws, ONNX": Case(
         model="onnx/kws_tf2onnx.onnx", data=kws, steps=_ON_ROWS, promises=(is_sparse(0.5), shares(16), at_least(0.89))
     ),

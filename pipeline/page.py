@@ -236,10 +236,13 @@ def _agreement_rows(t: TargetReport) -> dict[str, Row]:
         classes = a.top1 is not None
         top1 = Figure(value=a.top1, evidence=a.evidence) if classes else unavailable("no output is a list of classes")
         samples = f"; on {a.n:,} {a.data} samples"
-    meaning = f"error over the spread of the float model's outputs: 0 is exact, 1 no better than a constant{samples}"
+    meaning = (
+        "error over the spread of the outputs of the float model that was converted, the compressed one where there is "
+        f"one: 0 is exact, 1 no better than a constant{samples}"
+    )
     return {
         "relative_rmse": _row(rmse, "Relative RMSE", number_text, meaning),
-        "top1": _row(top1, "Top-1 agreement", share_text, f"samples whose top class is the float model's{samples}"),
+        "top1": _row(top1, "Top-1 agreement", share_text, f"samples whose top class is that float model's{samples}"),
         "cosine": _row(cosine, "Cosine", lambda x: f"{x:.6f}", "1 where outputs point the same way"),
         "max_abs": _row(largest, "Largest error", number_text, "in the output's own unit"),
     }

@@ -23,7 +23,7 @@ Verdict: TypeAlias = Literal["pass", "fail", "inconclusive"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MeasuredAgreement(Agreement):
-    """Agreement with the float model; `data` is the set it was taken on.
+    """Agreement with the float model that was converted, compressed or not; `data` is the set it was taken on.
 
     `evidence` is measured where tflite-runtime on this machine is the target, simulated where it stands in for it.
     """
