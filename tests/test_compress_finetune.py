@@ -210,3 +210,12 @@ def test_a_layer_that_is_not_there_is_named(project: Path, tmp_path: Path) -> No
     with pytest.raises(DataError, match="no layer with weights is named secnod") as told:
         compressed(project, Prune(layers={"secnod": 0.3}), tmp_path / "out")
     assert "second" in told.value.cause
+
+
+def test_a_model_that_no_gradient_reaches_is_refused_in_words() -> None:
+    given = tf_keras.layers.Input((4,))
+    model = tf_keras.Model(given, tf.stop_gradient(tf_keras.layers.Dense(3)(given)))
+    inputs = np.ones((8, 4), np.float32)
+    loss = losses.to_model(tf_keras.models.clone_model(model), [inputs], "auto")
+    with pytest.raises(ModelError, match="can't be trained"):
+        finetune.tune(model, Data(inputs=(inputs,), labels=None), loss, Finetune(epochs=1, batch=4), 0, free)

@@ -188,4 +188,11 @@ def _differentiate(model: Any, loss: Loss, inputs: list[Any], labels: Any, facto
 
 def _beside(gradients: Sequence[Any], model: Any) -> list[tuple[Any, Any]]:
     pairs = zip(gradients, model.trainable_variables, strict=True)
-    return [(gradient, variable) for gradient, variable in pairs if gradient is not None]
+    found = [(gradient, variable) for gradient, variable in pairs if gradient is not None]
+    if not found:
+        raise ModelError(
+            f"the model '{model.name}' can't be trained",
+            cause="no gradient reaches any of its weights: operators behind them, such as rounding, have none",
+            action="compress without fine-tuning: finetune: {epochs: 0}",
+        )
+    return found

@@ -35,7 +35,7 @@ class Trainer:
         self._optimizer.build(model.trainable_variables)
         self._gradients = gradients.of(model, loss, settings)
         self._units = [_unit(variable) for variable in model.trainable_variables]
-        self._step = tf.function(self._descend, reduce_retracing=True)
+        self._step = tf.function(self._descend, autograph=False, reduce_retracing=True)
         self._measure = tf.function(self._distance, reduce_retracing=True)
         self._answer = tf.function(self._forward, reduce_retracing=True)
 
@@ -81,8 +81,10 @@ class Trainer:
 
     def _descend(self, *parts: Any) -> Any:
         loss, found, sound = self._gradients(*parts)
-        if sound:  # Perhaps a tensor: AutoGraph makes a condition of it.
+        if sound is True:
             self._move(found)
+        else:  # A tensor: half precision may have overflowed.
+            tf.cond(sound, lambda: self._move(found), lambda: None)
         return loss
 
     def _move(self, found: list[tuple[Any, Any]]) -> None:
