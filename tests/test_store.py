@@ -184,6 +184,26 @@ def test_many_writers_of_one_key_leave_one_whole_entry(store: Store) -> None:
     assert not staged(store)
 
 
+def test_an_entry_that_arrives_while_it_is_looked_for_is_not_damaged(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look, arrived = Path.stat, threading.Event()
+
+    def looked(path: Path, **options: bool) -> os.stat_result:
+        try:
+            return look(path, **options)
+        except FileNotFoundError:
+            if path == store.place(KEY) and not arrived.is_set():
+                arrived.set()
+                write(store)
+            raise
+
+    monkeypatch.setattr(Path, "stat", looked)
+    assert store.state(KEY) == "missing"
+    assert store.state(KEY) == "whole"
+    assert arrived.is_set()
+
+
 def test_a_writer_replaces_a_damaged_entry(store: Store) -> None:
     (write(store) / "model.tflite").write_text("damaged")
     write(store, content="again")

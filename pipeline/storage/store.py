@@ -8,6 +8,7 @@ its holder ends, however that is.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -25,6 +26,7 @@ from edgebuild.pipeline.storage.location import CACHE_VARIABLE
 from edgebuild.pipeline.storage.locks import held
 
 ENTRY: Final = "entry.json"
+TAKEN: Final = (errno.ENOTEMPTY, errno.EEXIST)  # What a rename onto a folder with files in it says.
 State: TypeAlias = Literal["whole", "missing", "damaged"]
 
 
@@ -63,15 +65,18 @@ class Store:
         """
         folder = self.place(key)
         try:
-            folder.stat()  # Looked at first: an entry comes whole, so one that is there has its listing.
-            return tuple(_faults(folder, key))
+            before = _identity(folder)  # Looked at first: an entry comes whole, so one that is there has its listing.
+            if before is None:
+                return None
+            try:
+                return tuple(_faults(folder, key))
+            except OSError as e:
+                if _identity(folder) != before:  # Collected meanwhile, perhaps made again.
+                    return self.faults(key)
+                return (f"{os.path.relpath(e.filename or folder, folder)}: {e.strerror or e}",)
         except (ValueError, KeyError, TypeError, AttributeError):
             return (f"{ENTRY} is no listing of an entry",)
         except OSError as e:
-            if folder.exists():
-                return (f"{os.path.relpath(e.filename or folder, folder)}: {e.strerror or e}",)
-            if isinstance(e, FileNotFoundError):  # Collected meanwhile.
-                return None
             raise unusable(self.root, e) from e
 
     def find(self, key: str) -> Path | None:
@@ -144,13 +149,15 @@ class Store:
             _flush(path)
         place = self.place(key)
         place.parent.mkdir(parents=True, exist_ok=True)
-        if self.state(key) == "damaged":
-            self.remove(key)
-        try:
-            folder.rename(place)
-        except OSError:
-            if self.find(key) is None:  # Not another build's equal entry: a real failure.
-                raise
+        while (state := self.state(key)) != "whole":  # Another build's equal entry is as good.
+            if state == "damaged":
+                self.remove(key)
+            try:
+                folder.rename(place)
+                break
+            except OSError as e:
+                if e.errno not in TAKEN:
+                    raise
         _flush(place.parent)
 
     def _scratch(self) -> Path:
@@ -166,6 +173,15 @@ def unusable(root: Path, error: OSError) -> StoreError:
         cause=str(error),
         action=f"free space or fix permissions there, or set {CACHE_VARIABLE} to another folder",
     )
+
+
+def _identity(folder: Path) -> tuple[int, int] | None:
+    """Which folder lies at a path, None where none does: one that is made anew there is another."""
+    try:
+        status = folder.stat()
+    except FileNotFoundError:
+        return None
+    return status.st_ino, status.st_ctime_ns
 
 
 def _faults(folder: Path, key: str) -> Iterator[str]:
