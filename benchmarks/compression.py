@@ -83,6 +83,11 @@ def is_sparse(share: float, but: Sequence[str] = ("DEPTHWISE_CONV_2D",)) -> Call
     return held
 
 
+def is_sparser(first: Entry, last: Entry) -> str:
+    """More weights are zero than before."""
+    return "" if (last.sparsity.value or 0) > (first.sparsity.value or 0) else "no more zeros than before"
+
+
 def shares(values: int, but: Sequence[str] = ("DEPTHWISE_CONV_2D",)) -> Callable[[Entry, Entry], str]:
     """Every kernel in the file, but those of some operators, holds at most so many values a channel."""
 
@@ -111,6 +116,12 @@ def mnist() -> Mapping[str, Arrays]:
         "calibration": {"x": train[:_CALIBRATION_ROWS]},
         "evaluation": {"x": test, "labels": data["y_test"]},
     }
+
+
+def kws_labelled() -> Mapping[str, Arrays]:
+    """The same, with labels on the 200, so that a search can judge by the metric."""
+    data, roles = np.load(FIXTURES / "kws" / "kws_a500.npz"), kws()
+    return {**roles, "training": {**roles["calibration"], "labels": data["y"][:_CALIBRATION_ROWS]}}
 
 
 def cifar10() -> Mapping[str, Arrays]:
@@ -181,6 +192,13 @@ def _digits(model: str, kind: str, layers: Mapping[str, float], sparsity: float)
     return Case(model=model, data=mnist, steps=lenet(layers, sparsity), promises=limits)
 
 
+def _searched(model: str, data: Callable[[], Mapping[str, Arrays]], max_drop: float, learn: Mapping[str, Any]) -> Case:
+    """Pruned as far as a search over the training samples allows; judged on the evaluation's, which it never saw."""
+    finetune = {**learn, "learn_from": "model"}
+    steps = ({"prune": {"sparsity": "auto", "max_drop": max_drop, "finetune": finetune}},)
+    return Case(model=model, data=data, steps=steps, promises=(drops_at_most(max_drop), is_sparser))
+
+
 def _images(*steps: Mapping[str, Any], promises: Sequence[Callable[[Entry, Entry], str]]) -> Case:
     model = "resnet8_cifar10/pretrainedResnet.h5"
     return Case(model=model, data=cifar10, steps=steps, promises=(drops_at_most(0.015), *promises))
@@ -195,6 +213,8 @@ CASES: Final[Mapping[str, Case]] = {
         steps=_ON_ROWS,
         promises=(at_most_bytes(0.7 * _STOCK_KWS_GZIP), at_least(0.89), is_sparse(0.5), shares(16)),
     ),
+    "kws, sparsity auto": _searched("kws/saved_model", kws_labelled, 0.02, {**_LEARN, "epochs": 120}),
+    "lenet5, sparsity auto": _searched("mnist/lenet5_caffe.h5", mnist, 0.003, {"epochs": 5, "mixup": 0.2}),
     "lenet_300_100": _digits("mnist/lenet_300_100.h5", "lenet_300_100", _300, 0.94),
     "lenet_300_100, Keras 3": _digits("mnist/lenet_300_100.keras", "lenet_300_100", _300, 0.94),
     "lenet5": _digits("mnist/lenet5_caffe.h5", "lenet5", _5, 0.95),
