@@ -151,6 +151,17 @@ def quantize_publicly(
     return _convert(converter, saved_model, precision)
 
 
+def sparsify(model: bytes) -> bytes:
+    """The same model with its pruned weights stored without their zeros; weights with few zeros stay as they are.
+
+    A `DENSIFY` operator unpacks each into memory before the first inference. Storing costs a value and its coordinate,
+    so that of int8 weights more than half must be zero.
+    """
+    from tensorflow.lite.python.convert import mlir_sparsify
+
+    return bytes(mlir_sparsify(model))
+
+
 def _tf() -> Any:
     import tensorflow as tf
 

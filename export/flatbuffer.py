@@ -16,7 +16,9 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from edgebuild.export import sparse
 from edgebuild.export.errors import ModelError
+from edgebuild.export.sparse import Level, Sparsity
 
 Option: TypeAlias = int | float | bool | str | tuple[int, ...]
 
@@ -48,6 +50,7 @@ class Tensor:
     quantization: Quantization | None
     is_variable: bool
     data: NDArray[np.uint8] | None = field(repr=False)
+    sparsity: Sparsity | None = field(default=None, repr=False)
 
     @property
     def is_constant(self) -> bool:
@@ -59,6 +62,12 @@ class Tensor:
         """The number of elements, dynamic dimensions counted once."""
         return int(np.prod([max(size, 1) for size in self.shape], dtype=np.int64))
 
+    @property
+    def stored_bytes(self) -> int:
+        """What a constant takes in the file, with the coordinates of a sparse one; nothing where it is none."""
+        coordinates = sum(level.stored_bytes for level in self.sparsity.levels) if self.sparsity else 0
+        return 0 if self.data is None else self.data.nbytes + coordinates
+
     def values(self) -> NDArray[Any]:
         """The constant's values in its own shape.
 
@@ -67,10 +76,10 @@ class Tensor:
         """
         if self.data is None:
             raise ModelError(f"tensor {self.index} ({self.name}) is not a constant")
+        shape = tuple(max(size, 0) for size in self.shape)  # numpy would infer a negative one.
         try:
-            return self.data.view(np.dtype(_NUMPY_NAMES.get(self.dtype, self.dtype))).reshape(
-                [max(size, 0) for size in self.shape]  # numpy would infer a negative one.
-            )
+            stored = self.data.view(np.dtype(_NUMPY_NAMES.get(self.dtype, self.dtype)))
+            return sparse.densify(stored, self.sparsity, shape) if self.sparsity else stored.reshape(shape)
         except (ValueError, TypeError) as e:
             raise ModelError(
                 f"tensor {self.index} ({self.name}) holds {self.data.size} bytes, no {self.dtype} {list(self.shape)}",
@@ -235,6 +244,7 @@ class _Reader:
             quantization=_quantization(tensor.quantization),
             is_variable=bool(tensor.isVariable),
             data=None if data is None or not len(data) else np.asarray(data, np.uint8),
+            sparsity=_sparsity(tensor.sparsity),
         )
 
     def _operator(self, index: int, op: Any) -> Operator:
@@ -276,6 +286,26 @@ def _quantization(quantization: Any) -> Quantization | None:
         zero_point=zero_point,
         axis=int(quantization.quantizedDimension),
     )
+
+
+def _sparsity(found: Any) -> Sparsity | None:
+    if found is None or found.dimMetadata is None:
+        return None
+    levels = (
+        Level(
+            size=int(level.denseSize),
+            segments=_coordinates(level.arraySegments) if level.format else None,
+            indices=_coordinates(level.arrayIndices) if level.format else None,
+        )
+        for level in found.dimMetadata
+    )
+    return Sparsity(order=_ints(found.traversalOrder), blocks=_ints(found.blockMap), levels=tuple(levels))
+
+
+def _coordinates(vector: Any) -> NDArray[Any]:
+    """In the file's own type: 8 or 16 bits, or 32."""
+    found = np.asarray(() if vector.values is None else vector.values)
+    return found if found.size else found.astype(np.uint8)
 
 
 def _names(enumeration: type) -> dict[int, str]:

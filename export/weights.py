@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 # ref: the kernels' layouts in tensorflow/lite/kernels: [out, h, w, in], [out, in], [1, h, w, out], [d, h, w, in, out].
 _CHANNEL_AXES: Final = {"CONV_2D": 0, "FULLY_CONNECTED": 0, "TRANSPOSE_CONV": 0, "DEPTHWISE_CONV_2D": 3, "CONV_3D": 4}
+_UNPACKS: Final = ("DEQUANTIZE", "DENSIFY")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,11 +46,14 @@ def measure(model: Flatbuffer) -> tuple[Weights, ...]:
 
 
 def _of(subgraph: Subgraph) -> Iterator[Weights]:
-    """What operators multiply with: behind a `DEQUANTIZE`, what that reads."""
-    stored = {op.outputs[0]: op.inputs[0] for op in subgraph.operators if op.kind == "DEQUANTIZE"}
+    """What operators multiply with: behind what only unpacks it, what that reads."""
+    stored: dict[int, int] = {}
+    for operator in subgraph.operators:
+        if operator.kind in _UNPACKS and operator.inputs and operator.outputs:
+            stored[operator.outputs[0]] = stored.get(operator.inputs[0], operator.inputs[0])
     seen: set[int] = set()
     for operator in subgraph.operators:
-        for index in (stored.get(i, i) for i in operator.inputs if operator.kind != "DEQUANTIZE"):
+        for index in (stored.get(i, i) for i in operator.inputs if operator.kind not in _UNPACKS):
             if index >= 0 and index not in seen and is_kernel(subgraph.tensors[index]):
                 seen.add(index)
                 made = subgraph.tensors[operator.outputs[0]].name.split(";")[0] if operator.outputs else ""
@@ -89,7 +93,7 @@ def _measured(tensor: Tensor, where: str, operator: str) -> Weights:
         zeros=int(zeros(tensor).sum()),
         unique=len(np.unique(values)),
         unique_per_channel=max(len(np.unique(channel)) for channel in _channels(tensor, values, operator)),
-        size_bytes=values.nbytes,
+        size_bytes=tensor.stored_bytes,
         entropy_bytes=entropy_bytes(values),
     )
 

@@ -77,7 +77,7 @@ def of_operators(model: Flatbuffer) -> tuple[OperatorCost, ...]:
 def of_file(model: Flatbuffer) -> FileParts:
     """What the file's bytes hold; buffers that tensors share count for each tensor, so `other_bytes` is at least 0."""
     tensors = [tensor for graph in model.subgraphs for tensor in graph.tensors]
-    weights = sum(tensor.data.nbytes for tensor in tensors if tensor.data is not None)
+    weights = sum(tensor.stored_bytes for tensor in tensors)
     scales = _SCALE_BYTES * sum(len(tensor.quantization.scale) for tensor in tensors if tensor.quantization is not None)
     return FileParts(weight_bytes=weights, scale_bytes=scales, other_bytes=max(model.size_bytes - weights - scales, 0))
 

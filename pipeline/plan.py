@@ -165,7 +165,7 @@ class _Planner:
 
     def _export(self, name: str, evaluation: str, models: Sequence[tuple[str, str]]) -> Export:
         if self._given is None:
-            precision, io = _format(name, self._config.targets.get(name, TargetSettings()))
+            precision, io = _format(name, self._settings(name))
         else:
             precision, io = recognise.precision(self._given), recognise.io_type(self._given)
         *earlier, last = [self._made(title, model, name, precision, io, evaluation) for title, model in models]
@@ -216,7 +216,7 @@ class _Planner:
                 action="give the trained source model, or leave `compress` out",
             )
         found = (recognise.precision(self._given), recognise.io_type(self._given))
-        wanted = {name: unfit(name, self._config.targets.get(name, TargetSettings()), *found) for name in names}
+        wanted = {name: unfit(name, self._settings(name), *found) for name in names}
         refused = [name for name in names if wanted[name]]
         if refused:
             reasons = [f"targets.{name}: {wanted[name]}" for name in refused]
@@ -238,8 +238,13 @@ class _Planner:
             inputs["samples"] = self._samples("calibration")
         if precision == "int8":
             inputs["calibrated"] = self._add("calibrate", f"calibrate{after}", dict(inputs))
-        parameters = stages.ConvertParameters(precision=precision, io=io)
-        return self._add("convert", f"convert {_format_name(precision, io)}{after}", inputs, parameters)
+        sparse = self._settings(name).sparse
+        parameters = stages.ConvertParameters(precision=precision, io=io, sparse=sparse)
+        stored = ", zeros not stored" if sparse else ""
+        return self._add("convert", f"convert {_format_name(precision, io)}{stored}{after}", inputs, parameters)
+
+    def _settings(self, name: str) -> TargetSettings:
+        return self._config.targets.get(name, TargetSettings())
 
     def _samples(self, role: Role | Literal["training"]) -> str:
         source: DataSource = getattr(self._config.data, role)
@@ -296,7 +301,7 @@ def unfit(name: str, settings: TargetSettings, precision: Precision, io: IoType)
         return f"precision {settings.precision or ' or '.join(chosen.PRECISIONS)}"
     if precision == "int8" and io not in ((settings.io,) if settings.io else chosen.IO_TYPES):
         return f"io {settings.io or ' or '.join(chosen.IO_TYPES)}"
-    return ""
+    return "its weights stored anew: leave sparse out" if settings.sparse else ""
 
 
 def _format_name(precision: Precision, io: IoType) -> str:

@@ -163,6 +163,9 @@ class TargetSettings(Record):
     max_arena_kib: Positive | None = None
     max_flash_kib: Positive | None = None
     min_mapped: Share | None = Field(default=None, description="share of operators the accelerator must take")
+    sparse: bool = Field(
+        default=False, description="cpu only: store pruned weights without their zeros; the runtime unpacks them to RAM"
+    )
     board: BoardChoice | None = Field(default=None, description="mcu only: a profile's name, or flash_kib and ram_kib")
 
 
@@ -224,6 +227,14 @@ class Config(Record):
             filled["targets"] = {name: {} if s is None else s for name, s in filled["targets"].items()}
         return filled
 
+    @field_validator("compress", mode="before")
+    @classmethod
+    def _is_a_list(cls, steps: object) -> object:
+        if isinstance(steps, list | tuple):
+            return steps
+        first = next(iter(steps), "prune") if isinstance(steps, Mapping) else "prune"
+        raise ValueError(f"steps are a list: write `- {first}: ...`")
+
     @field_validator("targets")
     @classmethod
     def _targets_can(cls, targets: dict[str, TargetSettings]) -> dict[str, TargetSettings]:
@@ -270,6 +281,10 @@ def _refusals(name: str, settings: TargetSettings) -> Iterator[str]:
         yield f"{name}.io: {name} takes {', '.join(target.IO_TYPES)}, not {settings.io}"
     elif settings.io not in (None, "float32") and (precision := settings.precision or target.PRECISIONS[0]) != "int8":
         yield f"{name}.io: {settings.io} is for int8 models; {precision} ones keep float32"
+    precision = settings.precision or target.PRECISIONS[0]
+    if settings.sparse and precision not in target.SPARSE:
+        takes = f"takes it for {', '.join(target.SPARSE)}, not {precision}" if target.SPARSE else "can't unpack weights"
+        yield f"{name}.sparse: {name} {takes}"
     if settings.board is not None and name != "mcu":
         yield f"{name}.board: only mcu has boards"
     elif isinstance(settings.board, str) and settings.board not in (boards := _boards()):

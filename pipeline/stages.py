@@ -46,6 +46,7 @@ class ConvertParameters:
 
     precision: Precision
     io: IoType
+    sparse: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,7 +133,7 @@ def convert(parameters: ConvertParameters, inputs: Mapping[str, Path], out: Path
     """`model`, for int8 also `calibrated` and `samples` -> `model.tflite` and `route.json`, how it was made."""
     from edgebuild.calibration import checks
 
-    data, route = _convert(parameters, inputs)
+    data, route = _converted(parameters, inputs)
     (out / "model.tflite").write_bytes(data)
     samples = _model_inputs(inputs) if "samples" in inputs else {}
     count = len(next(iter(samples.values()), ()))
@@ -244,6 +245,13 @@ STAGES: Final[dict[str, Stage]] = {
 def write_json(path: Path, value: object) -> None:
     """Write plain data; equal data gives equal bytes."""
     path.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n")
+
+
+def _converted(parameters: ConvertParameters, inputs: Mapping[str, Path]) -> tuple[bytes, str]:
+    from edgebuild.export import convert
+
+    data, route = _convert(parameters, inputs)
+    return (convert.sparsify(data), f"{route}; zeros not stored") if parameters.sparse else (data, route)
 
 
 def _convert(parameters: ConvertParameters, inputs: Mapping[str, Path]) -> tuple[bytes, str]:

@@ -21,6 +21,7 @@ NAME: str = "cpu"
 SUMMARY: str = "tflite-runtime on the CPU of a board or phone"
 PRECISIONS: tuple[Precision, ...] = ("int8", "float32", "float16", "dynamic", "int16x8")
 IO_TYPES: tuple[IoType, ...] = ("float32", "int8", "uint8")
+SPARSE: tuple[Precision, ...] = ("float32", "float16", "int8")
 FLASHED: bool = False
 HOST_RUNS: bool = True
 

@@ -24,6 +24,7 @@ NAME: str = "edgetpu"
 SUMMARY: str = "Coral Edge TPU, through its compiler and delegate"
 PRECISIONS: tuple[Precision, ...] = ("int8",)
 IO_TYPES: tuple[IoType, ...] = ("int8", "uint8")
+SPARSE: tuple[Precision, ...] = ()
 FLASHED: bool = False
 HOST_RUNS: bool = False
 

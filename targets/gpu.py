@@ -23,6 +23,7 @@ NAME: str = "gpu"
 SUMMARY: str = "TFLite GPU delegate on phones and boards"
 PRECISIONS: tuple[Precision, ...] = ("float16", "float32", "int8")
 IO_TYPES: tuple[IoType, ...] = ("float32",)
+SPARSE: tuple[Precision, ...] = ()
 FLASHED: bool = False
 HOST_RUNS: bool = False
 

@@ -22,6 +22,7 @@ NAME: str = "mcu"
 SUMMARY: str = "TFLite Micro on a microcontroller"
 PRECISIONS: tuple[Precision, ...] = ("int8", "int16x8")
 IO_TYPES: tuple[IoType, ...] = ("int8", "uint8", "float32")
+SPARSE: tuple[Precision, ...] = ()
 FLASHED: bool = True
 HOST_RUNS: bool = False
 

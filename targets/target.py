@@ -47,6 +47,7 @@ class Target(Protocol):
     SUMMARY: str
     PRECISIONS: tuple[Precision, ...]  # The first is the default.
     IO_TYPES: tuple[IoType, ...]  # The first is the default for quantized models; float models keep float32.
+    SPARSE: tuple[Precision, ...]  # Whose weights it takes stored without their zeros.
     FLASHED: bool  # Whether the file lies as it is in program storage; elsewhere it comes in a compressed download.
     HOST_RUNS: bool  # Whether this machine's tflite-runtime is the target itself, or only stands in for it.
 

@@ -55,6 +55,21 @@ def test_the_ledger_holds_every_step_of_every_target(compressed: tuple[Path, End
         assert target["ledger"][0]["sparsity"]["value"] < 0.1
 
 
+def test_a_pruned_file_is_smaller_where_its_zeros_are_not_stored(
+    compressed: tuple[Path, Ended], tmp_path: Path, run: Run
+) -> None:
+    """Training comes from the store; only what is converted is new."""
+    lay_out(tmp_path, "kws", compress=STEPS, targets={"cpu": {"precision": "float32", "sparse": True}})
+    ended = run("--json", cwd=tmp_path)
+    assert ended.code == 0, ended.stderr
+    first, *_, last = ended.report["targets"]["cpu"]["ledger"]
+    assert last["size_bytes"] < 0.9 * first["size_bytes"]
+    assert last["sparsity"]["value"] == pytest.approx(
+        compressed[1].report["targets"]["gpu"]["ledger"][-1]["sparsity"]["value"], abs=0.01
+    )
+    assert ended.report["targets"]["cpu"]["agreement"]["relative_rmse"] < 1e-4
+
+
 def test_every_metric_stands_with_its_interval_and_n(compressed: tuple[Path, Ended]) -> None:
     for entry in compressed[1].report["targets"]["cpu"]["ledger"]:
         low, high = entry["metric"]["interval"]
@@ -106,6 +121,9 @@ def test_the_page_shows_the_ledger_and_reads_back(compressed: tuple[Path, Ended]
     assert "What compression bought" in shown
     assert found.compression is not None
     assert [len(step.losses) for step in found.compression.steps] == [12, 6]
+    for step in found.compression.steps:
+        assert f"{step.learned}." in shown.replace("Learned", "learned").replace("&#39;", "'")
+    assert "the uncompressed model's outputs (kl)" in str(found.compression.steps[0].learned)
 
 
 def test_a_flatbuffer_is_not_compressed_and_the_reason_is_told(

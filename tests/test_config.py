@@ -184,6 +184,16 @@ def test_a_key_like_no_other_comes_with_all_there_are() -> None:
         ({"compress": [{"prune": {"m_by_n": "2:4", "block": "1x4"}}]}, "compress.0.prune: m_by_n: 2:4 and block: 1x4"),
         ({"compress": [{"prune": {"m_by_n": "2:4", "layers": {"fc": 0}}}]}, "compress.0.prune: m_by_n: 2:4 says how"),
         ({"compress": [{"prune": {"max_drop": 0.1}}]}, "compress.0.prune: max_drop is for `auto`"),
+        ({"compress": {"cluster": {"clusters": 8}}}, "compress: steps are a list: write `- cluster: ...`"),
+        ({"compress": "prune"}, "compress: steps are a list: write `- prune: ...`"),
+        (
+            {"compress": [{"prune": {"sparsity": "50%"}}]},
+            "compress.0.prune.sparsity: Input should be a share such as 0.5, or auto, not '50%'",
+        ),
+        (
+            {"compress": [{"cluster": {"clusters": "few"}}]},
+            "compress.0.cluster.clusters: Input should be a number such as 16, or",
+        ),
         ({"compress": [{"cluster": {"clusters": 1}}]}, "compress.0.cluster.clusters: Input should be greater"),
         (
             {"compress": [{"prune": {"finetune": {"epoch": 1}}}]},
@@ -235,6 +245,8 @@ def test_an_unknown_target_is_named_with_the_nearest_one() -> None:
         ("gpu", {"io": "int8"}, "targets.gpu.io: gpu takes float32, not int8"),
         ("cpu", {"precision": "float16", "io": "int8"}, "targets.cpu.io: int8 is for int8 models; float16 ones keep"),
         ("cpu", {"board": "cortex-m4"}, "targets.cpu.board: only mcu has boards"),
+        ("gpu", {"sparse": True}, "targets.gpu.sparse: gpu can't unpack weights"),
+        ("cpu", {"precision": "dynamic", "sparse": True}, "targets.cpu.sparse: cpu takes it for float32, float16, int8"),
         ("mcu", {"board": "cortex-m44"}, "targets.mcu.board: unknown board; did you mean cortex-m4?"),
     ],
 )

@@ -13,7 +13,7 @@ from ai_edge_litert import schema_py_generated as schema
 from numpy.typing import NDArray
 
 from edgebuild.calibration.checks import InputSpec
-from edgebuild.export import agreement, convert
+from edgebuild.export import agreement, convert, weights
 from edgebuild.export.errors import ModelError
 from edgebuild.export.flatbuffer import read
 from edgebuild.export.formats import IoType
@@ -111,6 +111,43 @@ def test_int16x8_agrees_better_than_int8(frozen: Path, samples: Samples, referen
     assert errors[0] < errors[1] < AGREEMENT_LIMITS["int8"]
 
 
+@pytest.fixture(scope="module")
+def pruned(source: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same network with nine of ten weights of each kernel zero."""
+    from tf_keras.models import clone_model
+
+    model, folder = clone_model(source), tmp_path_factory.mktemp("pruned")
+    smallest = [
+        np.abs(w) < np.quantile(np.abs(w), 0.9) if w.ndim > 1 else np.zeros(w.shape, bool) for w in source.get_weights()
+    ]
+    model.set_weights([np.where(mask, 0, w) for mask, w in zip(smallest, source.get_weights(), strict=True)])
+    inputs = [
+        InputSpec(name="image", shape=(12, 12, 3), dtype="float32"),
+        InputSpec(name="context", shape=(8,), dtype="float32"),
+    ]
+    convert.freeze(model, inputs, ["kind", "size"], folder)
+    return folder
+
+
+@pytest.mark.parametrize("precision", ["float32", "float16", "int8"])
+def test_zeros_that_are_not_stored_change_the_file_and_no_output(
+    pruned: Path, samples: Samples, precision: Any
+) -> None:
+    quantized = precision == "int8"
+    model = (
+        convert.quantize(convert.calibrate(pruned, samples), "uint8")
+        if quantized
+        else convert.to_float(pruned, precision)
+    )
+    sparse = convert.sparsify(model)
+    assert len(sparse) < 0.9 * len(model)
+    whole, packed = read(model), read(sparse)
+    assert [w.zeros for w in weights.measure(whole)] == [w.zeros for w in weights.measure(packed)]
+    assert [w.entropy_bytes for w in weights.measure(whole)] == [w.entropy_bytes for w in weights.measure(packed)]
+    wanted, found = Interpreter(model).predict(samples), Interpreter(sparse).predict(samples)
+    assert all(np.array_equal(wanted[name], found[name]) for name in ("kind", "size"))
+
+
 def stock_dynamic(frozen: Path) -> bytes:
     import tensorflow as tf
 
@@ -175,6 +212,7 @@ def test_names_of_inputs_and_outputs_are_the_models_own_whatever_they_hold(
     for made in (
         convert.to_float(tmp_path, "float32"),
         convert.quantize(convert.calibrate(tmp_path, samples), "float32"),
+        convert.sparsify(convert.to_float(tmp_path, "float32")),
     ):
         outputs = Interpreter(made).predict(samples)
         step = 0.1  # An int8 step of a sum of two normal values.
