@@ -95,6 +95,19 @@ def test_the_public_converter_takes_over_where_the_private_road_is_closed(
     assert (tmp_path / "model.tflite").read_bytes() == convert.quantize_publicly(frozen, samples, "int8", "int8")
 
 
+@pytest.mark.parametrize("chances", [("half", "half", "whole"), ("half",) * 6], ids=["in the end", "never"])
+def test_what_the_quantizer_left_in_float_by_chance_is_asked_for_again(
+    frozen: Path, samples: Samples, chances: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A flatbuffer in float32 stands for one that the quantizer did by halves."""
+    calibrated = convert.calibrate(frozen, samples)
+    made = {"half": convert.to_float(frozen, "float32"), "whole": convert.quantize(calibrated, "int8")}
+    left = iter(chances)
+    monkeypatch.setattr(convert, "_quantized", lambda *_: made[next(left)])
+    assert convert.quantize(calibrated, "int8") == made[chances[-1]]
+    assert next(left, None) is None
+
+
 @pytest.mark.parametrize("precision", ["float32", "float16", "dynamic"])
 def test_float_formats_agree_with_the_source(
     frozen: Path, samples: Samples, reference: Samples, precision: Any
