@@ -23,7 +23,7 @@ from fault_damage import cut, flip, swap
 from fault_verdicts import wrong_alive, wrong_end, wrong_finish, wrong_halves, wrong_left, wrong_store
 from local_cluster import local_cluster
 
-from edgebuild.pipeline import config, plan
+from edgebuild.pipeline import config, planner
 from edgebuild.pipeline.storage.store import Store
 
 KILLS_A_ROUND: Final = 6
@@ -133,7 +133,7 @@ def _wrong_counts(made: Sequence[str], store: Store) -> Iterator[str]:
 
 def corruptions(ground: Ground, count: int, _: float) -> Iterator[Case]:
     """A flipped byte, a cut file, or two files that changed places, in a store that was whole."""
-    tasks = plan.make(config.load(ground.project / "edgebuild.yaml")).tasks
+    tasks = planner.make(config.load(ground.project / "edgebuild.yaml")).tasks
     for number in range(count):
         place = ground.fresh()
         shutil.copytree(ground.whole.store, place.store)

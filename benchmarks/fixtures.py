@@ -15,6 +15,20 @@ from numpy.typing import NDArray
 
 FIXTURES: Final = Path(__file__).resolve().parents[2] / "shared" / "fixtures"
 TARGETS: Final = ("cpu", "gpu", "edgetpu", "mcu")
+SOURCES: Final = (  # Models as they were trained, of every kind that is read.
+    "kws/saved_model",
+    "resnet8_cifar10/pretrainedResnet.h5",
+    "ad01_toycar/ad01.h5",
+    "str_ww/str_ww_ref_model.h5",
+    "mnist/lenet_300_100.h5",
+    "mnist/lenet5_caffe.h5",
+    "onnx/face_slim320.onnx",
+    "onnx/kws_tf2onnx.onnx",
+    "onnx/lenet5_tf2onnx.onnx",
+    "onnx/mnist_cntk.onnx",
+    "onnx/st_mobilenet_v2_035_128.onnx",
+    "onnx/st_yamnet_256_64x96.onnx",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Files damaged on purpose: bytes flipped, cut, spliced, and messages of protocol buffers rearranged.
+"""Files damaged on purpose: bytes flipped, cut, spliced, and messages and tables rearranged.
 
 A mutation is a function from a random generator and a file's bytes to other bytes. What it does follows from the
 generator's seed alone.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import random
+import struct
 import zipfile
 from collections.abc import Callable, Iterator
 from typing import Final
@@ -81,11 +82,56 @@ def within_zip(chance: random.Random, data: bytes) -> bytes:
     return out.getvalue()
 
 
+def relink(chance: random.Random, data: bytes) -> bytes:
+    """A flatbuffer with two fields of one of its tables swapped, one laid over another, moved, or given an odd value.
+
+    What holds no table is spliced.
+    """
+    tables = list(_tables(data))
+    if not tables:
+        return splice(chance, data)
+    at, vtable, slots = chance.choice(tables)
+    damaged = bytearray(data)
+    first, second = (vtable + 4 + 2 * chance.randrange(slots) for _ in range(2))
+    places = [at + struct.unpack_from("<H", data, slot)[0] for slot in (first, second)]
+    match chance.randrange(5):
+        case 0:
+            damaged[first : first + 2], damaged[second : second + 2] = (
+                data[second : second + 2],
+                data[first : first + 2],
+            )
+        case 1 if max(places) + 4 <= len(data):
+            damaged[places[0] : places[0] + 4] = data[places[1] : places[1] + 4]
+        case 2 if places[0] + 4 <= len(data):
+            damaged[places[0] : places[0] + 4] = chance.choice(_ODD)
+        case 3:
+            damaged[at : at + 4] = chance.choice(_ODD)
+        case _:
+            damaged[first : first + 2] = struct.pack("<H", chance.choice((0, 1, 4, 6, 255, 0xFFFF)))
+    return bytes(damaged)
+
+
+def _tables(data: bytes) -> Iterator[tuple[int, int, int]]:
+    """What looks like a table: where it is, where its vtable is, and how many fields that has.
+
+    ref: flatbuffers.dev/internals
+    """
+    for at in range(8, len(data) - 4, 4):
+        vtable = at - struct.unpack_from("<i", data, at)[0]
+        if not 4 <= vtable <= len(data) - 4:
+            continue
+        length, size = struct.unpack_from("<HH", data, vtable)
+        if 6 <= length <= 64 and length % 2 == 0 and 4 < size <= 128 and max(vtable + length, at + size) <= len(data):
+            yield at, vtable, length // 2 - 2
+
+
+_ODD: Final = tuple(struct.pack("<I", value) for value in (0, 1, 4, 0xFFFF, 2**31 - 1, 2**31, 2**32 - 4, 2**32 - 1))
 _ANY: Final[tuple[Mutation, ...]] = (flip, truncate, splice)
 OF_FORMAT: Final[dict[str, tuple[Mutation, ...]]] = {
     ".onnx": (*_ANY, rearrange, rearrange),
     ".pb": (*_ANY, rearrange, rearrange),
     ".keras": (*_ANY, within_zip, within_zip),
+    ".tflite": (*_ANY, relink, relink, relink),
 }
 
 

@@ -94,7 +94,7 @@ def _refuse_non_finite(name: str, array: NDArray[Any], source: str) -> None:
         raise DataError(
             f"{source}: array '{name}' holds {array[tuple(index)]} at index {index}",
             cause=f"{bad.size} of {array.size} values are NaN or infinite",
-            action="repair or drop these samples: one of them spoils every calibrated range",
+            action="repair or drop these samples: one of them spoils all that is computed from them",
         )
 
 

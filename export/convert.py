@@ -109,7 +109,7 @@ def to_float(saved_model: Path, precision: Precision) -> bytes:
         converter.target_spec.supported_types = [_tf().float16]
     elif precision == "dynamic":
         converter.optimizations = _default_optimizations()
-        converter._experimental_disable_per_channel_quantization_for_dense_layers = True  # noqa: SLF001 - no public way
+        _keep_dense_per_tensor(converter)
     return _convert(converter, saved_model, precision)
 
 
@@ -120,32 +120,39 @@ def calibrate(saved_model: Path, samples: Mapping[str, NDArray[Any]]) -> bytes:
     return _convert(converter, saved_model, "calibration")
 
 
-def quantize(calibrated: bytes, io_type: IoType) -> bytes:
+def quantize(calibrated: bytes, io_type: IoType, *, dense_per_tensor: bool = False) -> bytes:
     """Full-integer int8 out of a calibrated flatbuffer, in milliseconds; inputs and outputs as `io_type`.
 
+    The kernel of a dense layer has a scale a channel, or with `dense_per_tensor` one: its operator's version tells old
+    compilers nothing of the others.
     Takes the two steps of the public converter after its calibration, so that outputs are the same. TensorFlow 2.19's
     quantizer leaves an operator or two in floating point by chance, of an unrolled LSTM in 3 of 20 calls, so one that
-    did is asked again: the same model gives the same bytes.
+    did is asked again, and the least is taken: the same model gives the same bytes.
 
     Raises:
         ModelError: the model can't be quantized, or this TensorFlow lacks the two functions.
     """
     found: list[tuple[int, bytes]] = []
     while len(found) < _QUANTIZED_AT_MOST:
-        model = _quantized(calibrated, io_type)
+        model = _quantized(calibrated, io_type, dense_per_tensor=dense_per_tensor)
         found.append((_floats_inside(model), model))
         if not found[-1][0]:
             return model
     return min(found)[1]
 
 
-def _quantized(calibrated: bytes, io_type: IoType) -> bytes:
+def _quantized(calibrated: bytes, io_type: IoType, *, dense_per_tensor: bool) -> bytes:
     tf = _tf()
     try:
         from tensorflow.lite.python.convert import mlir_quantize
         from tensorflow.lite.python.util import modify_model_io_type
 
-        model = mlir_quantize(calibrated, input_data_type=tf.float32, output_data_type=tf.float32)
+        model = mlir_quantize(
+            calibrated,
+            input_data_type=tf.float32,
+            output_data_type=tf.float32,
+            disable_per_channel_for_dense_layers=dense_per_tensor,
+        )
         wanted = tf.dtypes.as_dtype(io_type)
         return bytes(model if wanted == tf.float32 else modify_model_io_type(model, wanted, wanted))
     except (ImportError, TypeError, ValueError, RuntimeError) as e:
@@ -153,14 +160,21 @@ def _quantized(calibrated: bytes, io_type: IoType) -> bytes:
 
 
 def _floats_inside(model: bytes) -> int:
-    """How many floating-point tensors there are but for inputs and outputs."""
-    main = flatbuffer.read(model).main
-    outside = {*main.inputs, *main.outputs}
-    return sum(tensor.dtype == "float32" and tensor.index not in outside for tensor in main.tensors)
+    """How many floating-point tensors there are but for inputs and outputs, in loops and branches too."""
+    return sum(
+        tensor.dtype == "float32" and tensor.index not in {*graph.inputs, *graph.outputs}
+        for graph in flatbuffer.read(model).subgraphs
+        for tensor in graph.tensors
+    )
 
 
 def quantize_publicly(
-    saved_model: Path, samples: Mapping[str, NDArray[Any]], precision: Precision, io_type: IoType
+    saved_model: Path,
+    samples: Mapping[str, NDArray[Any]],
+    precision: Precision,
+    io_type: IoType,
+    *,
+    dense_per_tensor: bool = False,
 ) -> bytes:
     """int8 or int16x8 by the public converter alone, calibrating anew: the reference, and the fall-back."""
     tf = _tf()
@@ -168,6 +182,8 @@ def quantize_publicly(
     wide = tf.lite.OpsSet.EXPERIMENTAL_TFLITE_BUILTINS_ACTIVATIONS_INT16_WEIGHTS_INT8
     converter.target_spec.supported_ops = [wide if precision == "int16x8" else tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
     converter.inference_input_type = converter.inference_output_type = tf.dtypes.as_dtype(io_type)
+    if dense_per_tensor:
+        _keep_dense_per_tensor(converter)
     return _convert(converter, saved_model, precision)
 
 
@@ -176,10 +192,20 @@ def sparsify(model: bytes) -> bytes:
 
     A `DENSIFY` operator unpacks each into memory before the first inference. Storing costs a value and its coordinate,
     so that of int8 weights more than half must be zero.
-    """
-    from tensorflow.lite.python.convert import mlir_sparsify
 
-    return bytes(mlir_sparsify(model))
+    Raises:
+        ModelError: TensorFlow refuses, or this one lacks the function.
+    """
+    try:
+        from tensorflow.lite.python.convert import mlir_sparsify
+
+        return bytes(mlir_sparsify(model))
+    except (ImportError, TypeError, ValueError, RuntimeError) as e:
+        raise ModelError(
+            "the zeros of this model can't be left out of its file",
+            cause=_reason(e),
+            action="leave targets.NAME.sparse out",
+        ) from e
 
 
 def _tf() -> Any:
@@ -200,6 +226,17 @@ def _converter(saved_model: Path, samples: Mapping[str, NDArray[Any]] | None = N
         named = {safe: samples[own] for safe, own in names.inputs.items()}
         converter.representative_dataset = lambda: _rows(named, batched=names.batched)
     return converter
+
+
+def _keep_dense_per_tensor(converter: Any) -> None:
+    switch = "_experimental_disable_per_channel_quantization_for_dense_layers"  # There is no public one.
+    if not hasattr(converter, switch):  # Set all the same, it would do nothing, and nobody would know.
+        raise ModelError(
+            "this TensorFlow can't quantize dense layers with one scale",
+            cause=f"its converter has no {switch}",
+            action="install the version that edgebuild names, or choose another precision",
+        )
+    setattr(converter, switch, True)
 
 
 def _rows(samples: Mapping[str, NDArray[Any]], *, batched: bool) -> Iterator[dict[str, NDArray[Any]]]:

@@ -10,6 +10,7 @@ import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from math import prod
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
@@ -17,12 +18,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgebuild.export import sparse
+from edgebuild.export.consistency import require_consistent
 from edgebuild.export.errors import ModelError
 from edgebuild.export.sparse import Level, Sparsity
+from edgebuild.export.verify import verify
 
 Option: TypeAlias = int | float | bool | str | tuple[int, ...]
 
 IDENTIFIER: Final = b"TFL3"
+MOST_KIND_BYTES: Final = 1024  # Of a custom operator's name: reasons, rows and findings repeat it.
 _NUMPY_NAMES: Final = {"bool": "bool", "string": "object"}
 
 
@@ -60,7 +64,7 @@ class Tensor:
     @property
     def elements(self) -> int:
         """The number of elements, dynamic dimensions counted once."""
-        return int(np.prod([max(size, 1) for size in self.shape], dtype=np.int64))
+        return prod(max(size, 1) for size in self.shape)
 
     @property
     def stored_bytes(self) -> int:
@@ -98,6 +102,15 @@ class Operator:
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
     options: Mapping[str, Option]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Code:
+    """What operators that share an entry of the model's table are."""
+
+    kind: str
+    version: int
+    is_custom: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,25 +158,16 @@ def read(data: bytes) -> Flatbuffer:
     """Parse a .tflite file's bytes.
 
     Raises:
-        ModelError: the bytes are not a TFLite flatbuffer, or one with broken offsets.
+        ModelError: the bytes are not a TFLite flatbuffer, one with broken offsets, or a graph that can't run.
     """
     from ai_edge_litert import schema_py_generated as schema
 
     if len(data) < 16 or data[4:8] != IDENTIFIER:
         raise ModelError("not a TFLite flatbuffer: its identifier is not TFL3", action="give a .tflite file")
+    verify(data)
     try:
-        model = schema.ModelT.InitFromPackedBuf(data, 0)
-        return _Reader(schema, model).flatbuffer(len(data))
-    except (
-        struct.error,
-        IndexError,
-        KeyError,
-        TypeError,
-        ValueError,
-        AttributeError,
-        UnicodeDecodeError,
-        MemoryError,
-    ) as e:
+        return _Reader(schema, data).flatbuffer()
+    except (struct.error, IndexError, KeyError, TypeError, ValueError, MemoryError) as e:
         raise ModelError(
             "the TFLite flatbuffer is damaged", cause=f"{type(e).__name__}: {e}", action="convert or download it again"
         ) from e
@@ -176,29 +180,36 @@ def read_file(path: Path) -> Flatbuffer:
         ModelError: it can't be read, or is none.
     """
     try:
+        if path.exists() and not path.is_file() and not path.is_dir():  # A pipe or a device may have no end.
+            raise ModelError(f"{path} can't be read", cause="it is no regular file", action="give a .tflite file")
         return read(path.read_bytes())
     except OSError as e:
         raise ModelError(f"{path} can't be read", cause=e.strerror or str(e), action="give a .tflite file") from e
 
 
 class _Reader:
-    """Turns the schema's generated object tree into records."""
+    """Turns the tables of a verified file into records, through the schema's generated accessors."""
 
-    def __init__(self, schema: Any, model: Any) -> None:
-        self._model = model
+    def __init__(self, schema: Any, data: bytes) -> None:
+        self._schema = schema
+        self._data = data
+        self._model = schema.Model.GetRootAs(data, 0)
+        self._code_tables = _tables(self._model, "OperatorCodes")
+        self._codes: dict[int, _Code] = {}
+        self._buffers = _tables(self._model, "Buffers")
         self._dtypes = _names(schema.TensorType)
         self._builtins = _names(schema.BuiltinOperator)
         self._activations = _names(schema.ActivationFunctionType)
         self._paddings = _names(schema.Padding)
 
-    def flatbuffer(self, size_bytes: int) -> Flatbuffer:
-        subgraphs = tuple(self._subgraph(graph) for graph in self._model.subgraphs or [])
+    def flatbuffer(self) -> Flatbuffer:
+        subgraphs = tuple(self._subgraph(graph) for graph in _tables(self._model, "Subgraphs"))
         if not subgraphs:
             raise ValueError("it holds no subgraph")
         inputs, outputs = self._signature(subgraphs[0])
         return Flatbuffer(
-            size_bytes=size_bytes,
-            description=_text(self._model.description),
+            size_bytes=len(self._data),
+            description=_text(self._model.Description()),
             subgraphs=subgraphs,
             inputs=inputs,
             outputs=outputs,
@@ -206,11 +217,12 @@ class _Reader:
 
     def _signature(self, main: Subgraph) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Names that callers use: of the first signature, or the tensors' own where there is none."""
-        for signature in self._model.signatureDefs or []:
-            if signature.subgraphIndex == 0 and signature.inputs and signature.outputs:
+        for signature in _tables(self._model, "SignatureDefs"):
+            inputs, outputs = _tables(signature, "Inputs"), _tables(signature, "Outputs")
+            if signature.SubgraphIndex() == 0 and inputs and outputs:
                 return (
-                    {_text(entry.name): main.tensors[entry.tensorIndex] for entry in signature.inputs},
-                    {_text(entry.name): main.tensors[entry.tensorIndex] for entry in signature.outputs},
+                    {_text(entry.Name()): main.tensors[entry.TensorIndex()] for entry in inputs},
+                    {_text(entry.Name()): main.tensors[entry.TensorIndex()] for entry in outputs},
                 )
         return (
             {main.tensors[i].name: main.tensors[i] for i in main.inputs},
@@ -218,48 +230,67 @@ class _Reader:
         )
 
     def _subgraph(self, graph: Any) -> Subgraph:
-        tensors = tuple(self._tensor(index, tensor) for index, tensor in enumerate(_items(graph.tensors)))
-        operators = tuple(self._operator(index, op) for index, op in enumerate(_items(graph.operators)))
+        tensors = tuple(self._tensor(index, tensor) for index, tensor in enumerate(_tables(graph, "Tensors")))
+        operators = tuple(self._operator(index, op) for index, op in enumerate(_tables(graph, "Operators")))
+        inputs, outputs = _numbers(graph.InputsAsNumpy()), _numbers(graph.OutputsAsNumpy())
         used = [i for op in operators for i in (*op.inputs, *op.outputs)]
-        ends = (*_ints(graph.inputs), *_ints(graph.outputs))
-        if any(not -1 <= i < len(tensors) for i in used) or any(not 0 <= i < len(tensors) for i in ends):
+        if any(not -1 <= i < len(tensors) for i in used) or any(not 0 <= i < len(tensors) for i in (*inputs, *outputs)):
             raise IndexError("an operator or signature names a tensor that does not exist")
-        return Subgraph(
-            name=_text(graph.name),
-            tensors=tensors,
-            operators=operators,
-            inputs=_ints(graph.inputs),
-            outputs=_ints(graph.outputs),
-        )
+        found = Subgraph(name=_text(graph.Name()), tensors=tensors, operators=operators, inputs=inputs, outputs=outputs)
+        require_consistent(found, len(self._data))
+        return found
 
     def _tensor(self, index: int, tensor: Any) -> Tensor:
-        data = self._model.buffers[tensor.buffer].data
-        shape = _ints(tensor.shape)
+        shape, name = _numbers(tensor.ShapeAsNumpy()), _text(tensor.Name())
+        if tensor.ExternalBuffer():
+            raise ModelError(
+                f"the values of tensor {index} ({name}) are in another file",
+                cause="edgebuild reads models that are one file",
+                action="convert it without external buffers",
+            )
         return Tensor(
             index=index,
-            name=_text(tensor.name),
-            dtype=self._dtypes[tensor.type].lower(),
+            name=name,
+            dtype=self._dtypes[tensor.Type()].lower(),
             shape=shape,
-            shape_signature=_ints(tensor.shapeSignature) or shape,
-            quantization=_quantization(tensor.quantization),
-            is_variable=bool(tensor.isVariable),
-            data=None if data is None or not len(data) else np.asarray(data, np.uint8),
-            sparsity=_sparsity(tensor.sparsity),
+            shape_signature=_numbers(tensor.ShapeSignatureAsNumpy()) or shape,
+            quantization=_quantization(tensor.Quantization()),
+            is_variable=bool(tensor.IsVariable()),
+            data=self._content(self._buffers[tensor.Buffer()], f"tensor {index} ({name})"),
+            sparsity=self._sparsity(tensor.Sparsity()),
         )
 
+    def _content(self, buffer: Any, tensor: str) -> NDArray[np.uint8] | None:
+        """A constant's bytes: in the flatbuffer; in files above 2 GB behind it, at an offset from the file's start."""
+        start, size = buffer.Offset(), buffer.Size()
+        if start > 1:
+            if start + size > len(self._data):
+                place = f"{tensor} lies at byte {start:,} with {size:,}; the file has {len(self._data):,}"
+                raise ValueError(place)
+            return np.frombuffer(self._data, np.uint8, size, start) if size else None
+        return buffer.DataAsNumpy() if buffer.DataLength() else None
+
     def _operator(self, index: int, op: Any) -> Operator:
-        code = self._model.operatorCodes[op.opcodeIndex]
-        builtin = max(code.builtinCode, code.deprecatedBuiltinCode)
-        kind = self._builtins[builtin]
+        code = self._code(op.OpcodeIndex())
         return Operator(
             index=index,
-            kind=_text(code.customCode) if kind == "CUSTOM" else kind,
-            version=int(code.version),
-            is_custom=kind == "CUSTOM",
-            inputs=_ints(op.inputs),
-            outputs=_ints(op.outputs),
-            options=self._options(op.builtinOptions),
+            kind=code.kind,
+            version=code.version,
+            is_custom=code.is_custom,
+            inputs=_numbers(op.InputsAsNumpy()),
+            outputs=_numbers(op.OutputsAsNumpy()),
+            options=self._options(self._schema.BuiltinOptionsCreator(op.BuiltinOptionsType(), op.BuiltinOptions())),
         )
+
+    def _code(self, index: int) -> _Code:
+        """Each read once, and when it is used: newer schemas have builtins that this one has no name for."""
+        if index not in self._codes:
+            table = self._code_tables[index]
+            kind = self._builtins[max(table.BuiltinCode(), table.DeprecatedBuiltinCode())]
+            is_custom = kind == "CUSTOM"
+            name = _custom_kind(table.CustomCode()) if is_custom else kind
+            self._codes[index] = _Code(kind=name, version=int(table.Version()), is_custom=is_custom)
+        return self._codes[index]
 
     def _options(self, options: Any) -> dict[str, Option]:
         """The operator's own attributes, in the schema's names; enumerations as words."""
@@ -273,39 +304,62 @@ class _Reader:
             elif isinstance(value, int | float | bool):
                 found[name] = value
             elif value is not None:
-                found[name] = _ints(value)
+                found[name] = tuple(int(number) for number in value)
         return found
+
+    def _sparsity(self, found: Any) -> Sparsity | None:
+        if found is None or found.DimMetadataIsNone():
+            return None
+        return Sparsity(
+            order=_numbers(found.TraversalOrderAsNumpy()),
+            blocks=_numbers(found.BlockMapAsNumpy()),
+            levels=tuple(self._level(level) for level in _tables(found, "DimMetadata")),
+        )
+
+    def _level(self, level: Any) -> Level:
+        is_sparse = bool(level.Format())
+        return Level(
+            size=int(level.DenseSize()),
+            segments=self._coordinates(level.ArraySegmentsType(), level.ArraySegments()) if is_sparse else None,
+            indices=self._coordinates(level.ArrayIndicesType(), level.ArrayIndices()) if is_sparse else None,
+        )
+
+    def _coordinates(self, kind: int, vector: Any) -> NDArray[Any]:
+        """In the file's own type: 8 or 16 bits, or 32."""
+        found = self._schema.SparseIndexVectorCreator(kind, vector)
+        return np.zeros(0, np.uint8) if found is None or found.values is None else np.asarray(found.values)
 
 
 def _quantization(quantization: Any) -> Quantization | None:
-    if quantization is None or quantization.scale is None or not len(quantization.scale):
+    if quantization is None or not quantization.ScaleLength():
         return None
-    zero_point = _ints(quantization.zeroPoint) or (0,) * len(quantization.scale)
+    scale, zero_point = quantization.ScaleAsNumpy().tolist(), _numbers(quantization.ZeroPointAsNumpy())
     return Quantization(
-        scale=tuple(float(scale) for scale in quantization.scale),
-        zero_point=zero_point,
-        axis=int(quantization.quantizedDimension),
+        scale=tuple(scale),
+        zero_point=zero_point or (0,) * len(scale),
+        axis=int(quantization.QuantizedDimension()),
     )
 
 
-def _sparsity(found: Any) -> Sparsity | None:
-    if found is None or found.dimMetadata is None:
-        return None
-    levels = (
-        Level(
-            size=int(level.denseSize),
-            segments=_coordinates(level.arraySegments) if level.format else None,
-            indices=_coordinates(level.arrayIndices) if level.format else None,
+def _custom_kind(name: bytes | None) -> str:
+    if name is not None and len(name) > MOST_KIND_BYTES:
+        raise ModelError(
+            f"the name of a custom operator has {len(name):,} bytes; {MOST_KIND_BYTES:,} are the most",
+            cause="the file is damaged, or no converter wrote it",
+            action="convert or download it again",
         )
-        for level in found.dimMetadata
-    )
-    return Sparsity(order=_ints(found.traversalOrder), blocks=_ints(found.blockMap), levels=tuple(levels))
+    return _text(name)
 
 
-def _coordinates(vector: Any) -> NDArray[Any]:
-    """In the file's own type: 8 or 16 bits, or 32."""
-    found = np.asarray(() if vector.values is None else vector.values)
-    return found if found.size else found.astype(np.uint8)
+def _tables(owner: Any, name: str) -> list[Any]:
+    """A vector of tables; the accessor itself does not look how long it is."""
+    get = getattr(owner, name)
+    return [get(index) for index in range(getattr(owner, f"{name}Length")())]
+
+
+def _numbers(vector: NDArray[Any] | int) -> tuple[int, ...]:
+    """A vector of integers; the accessors give 0 for one that is absent."""
+    return () if isinstance(vector, int) else tuple(vector.tolist())
 
 
 def _names(enumeration: type) -> dict[int, str]:
@@ -314,11 +368,3 @@ def _names(enumeration: type) -> dict[int, str]:
 
 def _text(value: bytes | str | None) -> str:
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else value or ""
-
-
-def _items(values: Any) -> list[Any]:
-    return [] if values is None else list(values)
-
-
-def _ints(values: Any) -> tuple[int, ...]:
-    return () if values is None else tuple(int(value) for value in values)

@@ -5,7 +5,7 @@ The runtime is native code that can crash on a broken model, so callers run this
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -18,8 +18,8 @@ from edgebuild.export.flatbuffer import Flatbuffer, Quantization, Tensor, read
 class Interpreter:
     """One model, allocated once; inputs and outputs go by signature name."""
 
-    def __init__(self, data: bytes, *, threads: int = 1) -> None:
-        """Load and allocate.
+    def __init__(self, data: bytes, *, threads: int = 1, keep_all: bool = False) -> None:
+        """Load and allocate; `keep_all` keeps every activation after a run, which takes memory and the faster kernels.
 
         Raises:
             ModelError: the runtime does not take the model.
@@ -28,7 +28,7 @@ class Interpreter:
 
         self.flatbuffer: Flatbuffer = read(data)
         try:
-            self._runtime = Runtime(model_content=data, num_threads=threads)
+            self._runtime = Runtime(model_content=data, num_threads=threads, experimental_preserve_all_tensors=keep_all)
             self._runtime.allocate_tensors()
         except (ValueError, RuntimeError) as e:
             raise _refused(e) from e
@@ -64,6 +64,36 @@ class Interpreter:
             name: decode(join([result[name] for result in results]), tensor)
             for name, tensor in self.flatbuffer.outputs.items()
         }
+
+    def ranges(self, samples: Mapping[str, NDArray[Any]]) -> dict[str, tuple[float, float]]:
+        """The least and the largest value of every floating-point activation over all samples, by tensor name.
+
+        NaN is left out, and infinity counts as float32's largest number. What the runtime keeps no memory for, as the
+        outputs of a loop whose sizes are open, is left out too. The interpreter must `keep_all`.
+
+        Raises:
+            ModelError: an input does not fit, or an operator fails.
+        """
+        main = self.flatbuffer.main
+        given = {*main.inputs, *(i for operator in main.operators for i in operator.outputs)}
+        floats = [main.tensors[i] for i in sorted(given) if i >= 0 and main.tensors[i].dtype == "float32"]
+        found: dict[str, tuple[float, float]] = {}
+        self._require_inputs(samples)
+        for inputs in self.encoded(samples):
+            self.run(inputs)
+            for tensor, values in self._kept(floats):
+                low, high = _extremes(values)
+                before = found.get(tensor.name, (low, high))
+                found[tensor.name] = min(low, before[0]), max(high, before[1])
+        return found
+
+    def _kept(self, tensors: Iterable[Tensor]) -> Iterator[tuple[Tensor, NDArray[Any]]]:
+        for tensor in tensors:
+            try:
+                values = self._runtime.get_tensor(tensor.index)
+            except ValueError:  # "Tensor data is null".
+                continue
+            yield tensor, values
 
     def encoded(self, samples: Mapping[str, NDArray[Any]]) -> Iterator[dict[str, NDArray[Any]]]:
         """Each sample as `run` takes it: in the model's type, under a batch axis if the model has one."""
@@ -110,6 +140,11 @@ def decode(values: NDArray[Any], tensor: Tensor) -> NDArray[np.float32]:
         return values.astype(np.float32)
     scale, zero_point = _per_tensor(tensor.quantization)
     return ((values.astype(np.float32) - zero_point) * scale).astype(np.float32)
+
+
+def _extremes(values: NDArray[Any]) -> tuple[float, float]:
+    finite = np.nan_to_num(values[~np.isnan(values)])
+    return (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
 
 
 def _is_integer(tensor: Tensor) -> bool:

@@ -56,5 +56,8 @@ def parameters(model: Flatbuffer, operator: Operator) -> int:
 
 
 def _activations(model: Flatbuffer) -> Iterator[Tensor]:
-    results = {i for operator in model.main.operators for i in operator.outputs if i >= 0}
-    return (model.main.tensors[i] for i in sorted(results))
+    """What operators make; the inputs too where no float is made, since a class's index has no scale of its own."""
+    made = {i for operator in model.main.operators for i in operator.outputs if i >= 0}
+    if not any(model.main.tensors[i].dtype.startswith("float") for i in made):
+        made |= set(model.main.inputs)
+    return (model.main.tensors[i] for i in sorted(made))

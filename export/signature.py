@@ -5,20 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from edgebuild.export.object_tree import pack, unpack
+
 
 def rename(data: bytes, inputs: Mapping[str, str], outputs: Mapping[str, str]) -> bytes:
-    """The same model with its signatures' names replaced: old name to new; weights and operators stay as they are."""
-    import flatbuffers
-    from ai_edge_litert import schema_py_generated as schema
+    """The same model with its signatures' names replaced: old name to new; weights and operators stay as they are.
 
-    model = schema.ModelT.InitFromPackedBuf(data, 0)
+    Raises:
+        ModelError: the flatbuffer is damaged.
+    """
+    model = unpack(data)
     for signature in model.signatureDefs or []:
         for names, entries in ((inputs, signature.inputs), (outputs, signature.outputs)):
             for entry in entries or []:
                 entry.name = _renamed(entry.name, names)
-    builder = flatbuffers.Builder(len(data))
-    builder.Finish(model.Pack(builder), b"TFL3")
-    return bytes(builder.Output())
+    return pack(model, len(data))
 
 
 def _renamed(name: Any, names: Mapping[str, str]) -> str:

@@ -8,6 +8,7 @@ coordinates that hold something; a dimension that is cut into blocks is two of t
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 from typing import Any, Final
 
 import numpy as np
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from edgebuild.export.errors import ModelError
 
 _MOST_ELEMENTS: Final = 2**28  # A file of few bytes can claim any shape.
+_MOST_LEVELS: Final = 32  # Each is walked for every value; twice the dimensions of any kernel, and their blocks.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +47,17 @@ class Sparsity:
     levels: tuple[Level, ...]
 
 
+def misfit(sparsity: Sparsity, rank: int) -> str:
+    """Why a description can be no tensor's of so many dimensions; nothing where it can."""
+    order, levels = sparsity.order, len(sparsity.levels)
+    if not len(order) == levels == rank + len(sparsity.blocks):
+        blocks = f"{rank:,} dimensions and {len(sparsity.blocks):,} blocks"
+        return f"{levels:,} sparse levels in an order of {len(order):,}, for {blocks}"
+    if levels > _MOST_LEVELS:
+        return f"{levels:,} sparse levels; {_MOST_LEVELS} are the most"
+    return "" if sorted(order) == list(range(levels)) else f"the sparse order {list(order)}, which is no permutation"
+
+
 def densify(stored: NDArray[Any], sparsity: Sparsity, shape: tuple[int, ...]) -> NDArray[Any]:
     """Stored values, `[N]`, in the shape of the tensor, and zeros elsewhere.
 
@@ -52,7 +65,9 @@ def densify(stored: NDArray[Any], sparsity: Sparsity, shape: tuple[int, ...]) ->
         ModelError: the description does not fit the values or the shape.
     """
     try:
-        coordinates, positions = _walk(sparsity, _elements(shape))
+        _require_size(shape)
+        coordinates, positions = _walk(sparsity, _room(stored, sparsity))
+        _require_all(positions, stored)
         dense = np.zeros(shape, stored.dtype)
         dense[_joined(coordinates, sparsity, len(shape))] = stored[positions]
     except (IndexError, ValueError, KeyError) as e:
@@ -64,11 +79,20 @@ def densify(stored: NDArray[Any], sparsity: Sparsity, shape: tuple[int, ...]) ->
     return dense
 
 
-def _elements(shape: tuple[int, ...]) -> int:
-    elements = int(np.prod(shape, dtype=object))
+def _require_size(shape: tuple[int, ...]) -> None:
+    elements = prod(shape)
     if not 0 <= elements <= _MOST_ELEMENTS:
         raise ValueError(f"it claims {elements:,} elements")
-    return elements
+
+
+def _require_all(positions: NDArray[np.int64], stored: NDArray[Any]) -> None:
+    if len(positions) != len(stored):
+        raise ValueError(f"it describes {len(positions):,} values, and holds {len(stored):,}")
+
+
+def _room(stored: NDArray[Any], sparsity: Sparsity) -> int:
+    """The most entries that a level can have: each is one of the next level's segments, or a value."""
+    return max(len(stored), *(len(level.segments) for level in sparsity.levels if level.segments is not None), 1)
 
 
 def _walk(sparsity: Sparsity, most: int) -> tuple[dict[int, NDArray[np.int64]], NDArray[np.int64]]:
@@ -105,7 +129,7 @@ def _inside(
 
 def _require_room(count: int, most: int) -> None:
     if count > most:
-        raise ValueError(f"it describes {count:,} values where its shape has room for {most:,}")
+        raise ValueError(f"it describes {count:,} values where the file has room for {most:,}")
 
 
 def _joined(found: dict[int, NDArray[np.int64]], sparsity: Sparsity, rank: int) -> tuple[NDArray[np.int64], ...]:
@@ -113,5 +137,7 @@ def _joined(found: dict[int, NDArray[np.int64]], sparsity: Sparsity, rank: int) 
     joined = [found[dimension] for dimension in range(rank)]
     for inside, dimension in enumerate(sparsity.blocks, rank):
         size = sparsity.levels[sparsity.order.index(inside)].size
+        if size < 1 or not 0 <= dimension < rank:
+            raise ValueError(f"it has blocks of {size} along dimension {dimension}")
         joined[dimension] = joined[dimension] * size + found[inside]
     return tuple(joined)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 # ref: the kernels' layouts in tensorflow/lite/kernels: [out, h, w, in], [out, in], [1, h, w, out], [d, h, w, in, out].
 _CHANNEL_AXES: Final = {"CONV_2D": 0, "FULLY_CONNECTED": 0, "TRANSPOSE_CONV": 0, "DEPTHWISE_CONV_2D": 3, "CONV_3D": 4}
-_UNPACKS: Final = ("DEQUANTIZE", "DENSIFY")
+UNPACKS: Final = ("DEQUANTIZE", "DENSIFY")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,15 +45,23 @@ def measure(model: Flatbuffer) -> tuple[Weights, ...]:
     return tuple(found for subgraph in model.subgraphs for found in _of(subgraph))
 
 
-def _of(subgraph: Subgraph) -> Iterator[Weights]:
-    """What operators multiply with: behind what only unpacks it, what that reads."""
+def unpacked(subgraph: Subgraph) -> dict[int, int]:
+    """From tensors that only unpack a constant to that constant, through one such operator or several."""
     stored: dict[int, int] = {}
     for operator in subgraph.operators:
-        if operator.kind in _UNPACKS and operator.inputs and operator.outputs:
-            stored[operator.outputs[0]] = stored.get(operator.inputs[0], operator.inputs[0])
+        if operator.kind in UNPACKS and operator.inputs and operator.outputs:
+            source = stored.get(operator.inputs[0], operator.inputs[0])
+            if source >= 0 and subgraph.tensors[source].is_constant:
+                stored[operator.outputs[0]] = source
+    return stored
+
+
+def _of(subgraph: Subgraph) -> Iterator[Weights]:
+    """What operators multiply with: behind what only unpacks it, what that reads."""
+    stored = unpacked(subgraph)
     seen: set[int] = set()
     for operator in subgraph.operators:
-        for index in (stored.get(i, i) for i in operator.inputs if operator.kind not in _UNPACKS):
+        for index in (stored.get(i, i) for i in operator.inputs if operator.kind not in UNPACKS):
             if index >= 0 and index not in seen and is_kernel(subgraph.tensors[index]):
                 seen.add(index)
                 made = subgraph.tensors[operator.outputs[0]].name.split(";")[0] if operator.outputs else ""

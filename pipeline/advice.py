@@ -42,6 +42,16 @@ class Facts:
     peak: Peak | None
     margins: tuple[Margin, ...]
 
+    @property
+    def source(self) -> str:
+        """The model whose metric the artifact's is held against, in words."""
+        return "source model" if self.report.ledger else "float model"
+
+    @property
+    def converted(self) -> str:
+        """The model whose outputs the artifact's are held against, in words."""
+        return "compressed float model" if self.report.ledger else "float model"
+
     def fails(self, *names: str) -> bool:
         """Whether a gate of these names does not pass."""
         return any(m.gate.name in names and m.gate.verdict != "pass" for m in self.margins)
@@ -53,6 +63,16 @@ class Facts:
     def can_be(self, precision: Precision) -> bool:
         """Whether the target takes a precision other than this build's."""
         return precision in TARGETS[self.name].PRECISIONS and precision != self.report.precision
+
+    @property
+    def stores_zeros(self) -> bool:
+        """Whether zeros lie in the file like any other weight."""
+        return not any(cost.kind == "DENSIFY" for cost in self.operators)
+
+    @property
+    def can_be_sparse(self) -> bool:
+        """Whether the target takes weights of this precision without their zeros."""
+        return self.report.precision in TARGETS[self.name].SPARSE
 
     @property
     def can_take_integers(self) -> bool:

@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from edgebuild.device_tests.latency import Latency
-from edgebuild.pipeline.report import MeasuredAgreement, NoLatency
+from edgebuild.pipeline.ledger import fall
+from edgebuild.pipeline.report import Entry, MeasuredAgreement, NoLatency
 
 if TYPE_CHECKING:
     from edgebuild.pipeline.advice import Facts, Margin
     from edgebuild.pipeline.costs import OperatorCost
-    from edgebuild.pipeline.report import TargetReport
+    from edgebuild.pipeline.report import MetricFigure, TargetReport
     from edgebuild.targets.placement import Unmapped
 
 _FEW_SAMPLES: Final = 100
@@ -25,6 +26,7 @@ _TEN_TIMES: Final = 10
 _QUANTIZED: Final = ("int8", "int16x8")
 _FLOAT: Final = ("float32", "float16")
 _ACCURACY: Final = ("max_metric_drop", "min_metric")
+_FOR_ANOTHER: Final = ("comes after", "outside the largest group")  # In the reason of an operator lost with another.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,14 +40,41 @@ class Rule:
 
 
 def _loses(f: Facts) -> bool:
-    """Whether the artifact is worse than the float model, and a gate feels it."""
+    """Whether the artifact is worse than the source model, and a gate feels it."""
     return (f.report.metric.drop or 0) > 0 and f.is_pressed(*_ACCURACY)
+
+
+def _losing_step(f: Facts) -> Entry | None:
+    """What came of the step of compression that lost most, where steps lost more than the number format."""
+    ends = zip(f.report.ledger, f.report.ledger[1:], strict=False)
+    lost = [(_worse(a.metric, b.metric), b) for a, b in ends if isinstance(a, Entry) and isinstance(b, Entry)]
+    if not _loses(f) or sum(loss for loss, _ in lost) <= _MUCH * (f.report.metric.drop or 0):
+        return None
+    return max(lost, key=lambda found: found[0])[1]
+
+
+def _worse(before: MetricFigure, after: MetricFigure) -> float:
+    """By how much, in the metric's unit; 0 where either is not known."""
+    if before.target is None or after.target is None:
+        return 0.0
+    return before.target - after.target if after.higher_is_better else after.target - before.target
+
+
+def _fallen(f: Facts) -> tuple[str, str] | None:
+    """The first step that took the metric out of its interval, and how, whatever the gates say."""
+    ends = zip(f.report.ledger, f.report.ledger[1:], strict=False)
+    told = ((b.step, fall(a.metric, b.metric)) for a, b in ends if isinstance(a, Entry) and isinstance(b, Entry))
+    return next((found for found in told if found[1]), None)
+
+
+def _format_loses(f: Facts) -> bool:
+    return _loses(f) and _losing_step(f) is None
 
 
 def _first_unmapped(f: Facts) -> Unmapped | None:
     """The first operator that is refused for itself, not for what stands before it."""
     lost = f.report.placement.unmapped
-    return next((entry for entry in lost if "comes after" not in entry.reason), None)
+    return next((entry for entry in lost if not any(words in entry.reason for words in _FOR_ANOTHER)), None)
 
 
 def _float_sibling(f: Facts) -> tuple[str, TargetReport] | None:
@@ -75,6 +104,10 @@ def _tightest(f: Facts) -> Margin | None:
     return next((m for m in f.margins if m.gate.verdict == "pass" and f.is_pressed(m.gate.name)), None)
 
 
+def _is_sparse(f: Facts) -> bool:
+    return (f.report.sparsity.value or 0) >= _SPARSE and f.stores_zeros
+
+
 def _doubts(f: Facts) -> str:
     if not isinstance(f.report.latency, Latency):
         return ""
@@ -87,7 +120,7 @@ RULES: Final[tuple[Rule, ...]] = (
         name="computes something else",
         finds=lambda f: f.fails("agreement"),
         do="do not ship it; try another precision for {f.name}",
-        why="its outputs differ from the float model's by a relative RMSE of {f.report.agreement.relative_rmse:.2g}, "
+        why="its outputs differ from the {f.converted}'s by a relative RMSE of {f.report.agreement.relative_rmse:.2g}, "
         "more than {f.report.precision} loses",
     ),
     Rule(
@@ -110,10 +143,22 @@ RULES: Final[tuple[Rule, ...]] = (
         why="the range of every activation rests on {f.report.calibration_samples} samples",
     ),
     Rule(
+        name="compression loses it",
+        finds=_losing_step,
+        do="make the step {it.step} gentler, or fine-tune it longer and on more rows",
+        why="of all steps and the number format it loses most: {it.metric.name} is {it.metric.target:.4g} after it",
+    ),
+    Rule(
+        name="a step leaves the interval",
+        finds=lambda f: None if _losing_step(f) else _fallen(f),
+        do="make the step {it[0]} gentler, or fine-tune it longer and on more rows",
+        why="{it[1]}: more than the evaluation's samples explain, though no gate holds it",
+    ),
+    Rule(
         name="the number format loses it",
-        finds=lambda f: _loses(f) and _float_sibling(f),
+        finds=lambda f: _format_loses(f) and _float_sibling(f),
         do="look at the calibration data first: do they cover what the evaluation data hold?",
-        why="{it[0]} of this build is {it[1].precision} and differs from the float model by a relative RMSE of "
+        why="{it[0]} of this build is {it[1].precision} and differs from the {f.converted} by a relative RMSE of "
         "{it[1].agreement.relative_rmse:.2g} only, {f.name} by {f.report.agreement.relative_rmse:.2g}: quantizing "
         "loses it, not converting",
     ),
@@ -121,18 +166,18 @@ RULES: Final[tuple[Rule, ...]] = (
         name="the float model is no better",
         finds=lambda f: f.report.metric.drop is not None and not _loses(f) and f.is_pressed("min_metric"),
         do="train the model further, or lower gates.min_metric: no other format will help",
-        why="the artifact's {f.report.metric.name} is {f.report.metric.target:.4g}, the float model's "
+        why="the artifact's {f.report.metric.name} is {f.report.metric.target:.4g}, the {f.source}'s "
         "{f.report.metric.float:.4g}",
     ),
     Rule(
         name="wider activations",
-        finds=lambda f: f.report.precision == "int8" and f.can_be("int16x8") and _loses(f),
+        finds=lambda f: f.report.precision == "int8" and f.can_be("int16x8") and _format_loses(f),
         do="try targets.{f.name}.precision: int16x8",
         why="16-bit activations lose less, and weights stay 8-bit; it is slower, and not for every operator",
     ),
     Rule(
         name="float weights",
-        finds=lambda f: f.report.precision in _QUANTIZED and f.can_be("float16") and _loses(f),
+        finds=lambda f: f.report.precision in _QUANTIZED and f.can_be("float16") and _format_loses(f),
         do="try targets.{f.name}.precision: float16",
         why="it rounds weights alone, at half of float32's size",
     ),
@@ -164,8 +209,14 @@ RULES: Final[tuple[Rule, ...]] = (
     ),
     Rule(
         name="zeros save nothing",
-        finds=lambda f: (f.report.sparsity.value or 0) >= _SPARSE,
+        finds=lambda f: _is_sparse(f) and not f.can_be_sparse,
         do="count on the zeros only where the file is shipped compressed; remove whole channels to gain speed",
+        why="{f.report.sparsity.value:.0%} of the weights are zero, and are stored and multiplied like any other",
+    ),
+    Rule(
+        name="zeros can be left out",
+        finds=lambda f: _is_sparse(f) and f.can_be_sparse,
+        do="leave them out of the file: --set targets.{f.name}.sparse=true; unpacked, they lie in RAM",
         why="{f.report.sparsity.value:.0%} of the weights are zero, and are stored and multiplied like any other",
     ),
     Rule(
@@ -207,8 +258,20 @@ RULES: Final[tuple[Rule, ...]] = (
     Rule(
         name="only predicted",
         finds=lambda f: f.name == "edgetpu" and f.report.placement.evidence == "predicted",
-        do="run edgetpu_compiler on {f.artifact} before you rely on the placement",
+        do="install edgetpu_compiler (`edgebuild doctor` says how) and build again before you rely on the placement",
         why="it follows documented rules, and the compiler refuses some operators that no document names",
+    ),
+    Rule(
+        name="no GPU was asked",
+        finds=lambda f: f.name == "gpu" and f.report.placement.evidence == "predicted",
+        do="let a GPU runtime place it before you rely on the placement: `edgebuild doctor` says how to get one",
+        why="it follows the rules in the delegate's source, and no runtime has compiled the model",
+    ),
+    Rule(
+        name="leaves float16",
+        finds=lambda f: next((told for told in f.report.placement.findings if "leave float16" in told.what), None),
+        do="{it.action}",
+        why="{it.what}",
     ),
     Rule(
         name="near a limit",

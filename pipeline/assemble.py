@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from edgebuild.calibration.errors import Failure
 from edgebuild.device_tests.latency import Latency
+from edgebuild.export import flatbuffer
+from edgebuild.export.agreement import Agreement
 from edgebuild.export.formats import Precision
 from edgebuild.export.weights import Weights
-from edgebuild.pipeline import gates, ledger
+from edgebuild.pipeline import gates, ledger, placing
+from edgebuild.pipeline.compress.learned import Learned
 from edgebuild.pipeline.compress.scan import Search
 from edgebuild.pipeline.config import Project
 from edgebuild.pipeline.errors import OK, exit_code
 from edgebuild.pipeline.execution.engine import Outcome
+from edgebuild.pipeline.fitting.records import FIX, MODEL, Cut, Fix, Share, Taken
 from edgebuild.pipeline.ingest import float_model
+from edgebuild.pipeline.intervals import NOT_ASKED
+from edgebuild.pipeline.placing import GpuRun
 from edgebuild.pipeline.plan import Export, Plan, Role, Version
 from edgebuild.pipeline.report import (
     SCHEMA,
@@ -39,9 +46,9 @@ from edgebuild.pipeline.settings import Metric, TargetSettings
 from edgebuild.pipeline.storage.digests import digest_file
 from edgebuild.pipeline.task import tool_version
 from edgebuild.targets.evidence import Evidence, Figure
-from edgebuild.targets.placement import Placement, Unmapped
+from edgebuild.targets.placement import from_plain as placement_from_plain
 from edgebuild.targets.registry import TARGETS
-from edgebuild.targets.target import Memory
+from edgebuild.targets.target import memory_from_plain
 
 Latencies: TypeAlias = Mapping[str, Latency | NoLatency]
 _FIGURES = ("size_bytes", "gzip_bytes", "operators", "parameters", "sparsity", "unique_weights")
@@ -72,10 +79,16 @@ def _compression(plan: Plan, outcome: Outcome, targets: Mapping[str, TargetRepor
     done = [(plan.tasks[key].title, outcome.results[key]) for key in plan.steps if key in outcome.results]
     steps = tuple(_step(title, _read(folder / "step.json")) for title, folder in done)
     ledgers = {name: target.ledger for name, target in targets.items()}
+    precisions = {name: target.precision for name, target in targets.items()}
     files = {name: entries[-1].weights for name, entries in ledgers.items() if isinstance(entries[-1], Entry)}
     return CompressionReport(
         steps=steps,
-        findings=ledger.findings(ledgers),
+        findings=tuple(
+            ledger.explained(found, plan.tasks[key].parameters.technique, precisions)
+            for found, key in zip(
+                ledger.findings(ledgers), plan.steps, strict=False
+            )  # None, where no target was built.
+        ),
         lost=ledger.lost(steps[-1].kernels if steps else (), files),
     )
 
@@ -89,6 +102,7 @@ def _step(title: str, raw: Mapping[str, Any]) -> StepReport:
         losses=tuple(epoch["loss"] for epoch in raw["history"]),
         search=TypeAdapter(Search).validate_python(raw["search"]) if raw["search"] else None,
         notes=tuple(raw["notes"]),
+        learned=Learned(**raw["learned"]) if raw["learned"] else None,
     )
 
 
@@ -153,20 +167,23 @@ def _target(
     evidence: Evidence = "measured" if TARGETS[name].HOST_RUNS else "simulated"
     agreement = _agreement(verified["agreement"], plan.evaluated_on, evidence)
     metric = _metric(project.config.metric, verified["metric"], evidence, export.precision)
-    placement = _placement(raw["placement"])
-    memory = _memory(raw)
+    placement = placement_from_plain(raw["placement"])
+    memory = memory_from_plain(raw["memory"])
     latency = latencies[export.packaged]
+    cut = _cut(raw.get("cut"))
+    run = _gpu_run(raw.get("gpu_run"))
     judged = gates.judge(
         export.precision,
         project.config.targets.get(name, TargetSettings()),
         project.config.gates,
-        size_bytes=figures["size_bytes"],
+        size_bytes=_shipped(figures["size_bytes"], cut),
         agreement=agreement,
         metric=metric,
         placement=placement,
         memory=memory,
         latency=latency,
     )
+    fix = _fix(name, export.versions[-1], outcome, cut, packaged / "files")
     return TargetReport(
         artifact=f"{name}/model.tflite",
         files=tuple(f"{name}/{file.name}" for file in sorted((packaged / "files").iterdir())),
@@ -175,7 +192,12 @@ def _target(
         io=export.io,
         route=raw["route"],
         calibration_samples=raw["calibration_samples"],
-        notes=tuple(raw["notes"]),
+        notes=(
+            *raw["notes"],
+            *placing.run_line(run),
+            *([fix.doubt] if fix and fix.doubt else []),
+            *(f"{finding.what}: {finding.action}" for finding in placement.findings),
+        ),
         **figures,
         agreement=agreement,
         metric=metric,
@@ -186,7 +208,47 @@ def _target(
         ledger=tuple(_entry(project, name, export, version, outcome, latencies) for version in export.versions)
         if plan.steps
         else (),
+        cut=cut,
+        fix=fix,
+        gpu_run=run,
     )
+
+
+def _gpu_run(raw: Mapping[str, Any] | None) -> GpuRun | None:
+    if raw is None:
+        return None
+    return GpuRun(**{**raw, "agreement": raw["agreement"] and Agreement(**raw["agreement"])})
+
+
+def _fix(name: str, version: Version, outcome: Outcome, cut: Cut | None, shipped: Path) -> Fix | None:
+    """What was edited, and what the target takes of the whole model without the edits and with them."""
+    if not version.edited:
+        return None
+
+    def share(folder: Path) -> Share:
+        placed = TARGETS[name].place(flatbuffer.read_file(folder / MODEL))
+        return Share(mapped=placed.mapped, operators=placed.operators)
+
+    records = (outcome.results[key] / FIX for key in version.edited if key in outcome.results)
+    raw = [taken for record in records if record.exists() for taken in json.loads(record.read_bytes())]
+    return Fix(
+        edits=tuple(Taken(**taken | {"layers": tuple(taken["layers"])}) for taken in raw),
+        before=share(outcome.results[version.unedited]) if version.unedited in outcome.results else None,
+        after=share(shipped) if cut is None else Share(mapped=cut.mapped, operators=cut.operators),
+    )
+
+
+def _cut(raw: Mapping[str, Any] | None) -> Cut | None:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(Cut).validate_python(raw) if raw is not None else None
+
+
+def _shipped(size: Figure, cut: Cut | None) -> Figure:
+    """The size that a limit is held against: of all parts together."""
+    if cut is None or not cut.parts or size.value is None:
+        return size
+    return replace(size, value=size.value + cut.host_bytes, note=" and ".join(part.file for part in cut.parts))
 
 
 def _entry(
@@ -208,13 +270,9 @@ def _entry(
         sparsity=Figure(**raw["sparsity"]),
         weights=found,
         metric=_metric(project.config.metric, verified["metric"], evidence, export.precision),
-        arena_bytes=_memory(raw).arena_bytes,
+        arena_bytes=memory_from_plain(raw["memory"]).arena_bytes,
         latency=latencies[version.figures],
     )
-
-
-def _memory(raw: Mapping[str, Any]) -> Memory:
-    return Memory(**{kind: Figure(**figure) for kind, figure in raw["memory"].items()})
 
 
 def _agreement(found: Mapping[str, Any] | None, data: Role, evidence: Evidence) -> MeasuredAgreement | NoAgreement:
@@ -237,19 +295,17 @@ def _metric(metric: Metric, found: Mapping[str, Any] | None, evidence: Evidence,
             note="there is no evaluation data",
         )
     note = "" if evidence == "measured" else "tflite-runtime's CPU kernels stand in for the target"
+    if ":" in metric.name and not metric.interval:
+        note = "; ".join(filter(None, (note, NOT_ASKED)))
     found = {**found, "interval": tuple(found["interval"]) if found["interval"] else None}
     if found["float"] is None and precision == "float32":  # The source file is the float model.
         found = {**found, "float": found["target"]}
     if found["float"] is None:
         unknown = "there is no float model to hold the artifact against"
-        note = f"{note}; {unknown}" if note else unknown
+        note = "; ".join(filter(None, (note, unknown)))
         return MetricFigure(name=metric.name, higher_is_better=higher, drop=None, evidence=evidence, note=note, **found)
     drop = found["float"] - found["target"] if higher else found["target"] - found["float"]
     return MetricFigure(name=metric.name, higher_is_better=higher, drop=drop, evidence=evidence, note=note, **found)
-
-
-def _placement(raw: dict[str, Any]) -> Placement:
-    return Placement(**raw | {"unmapped": tuple(Unmapped(**entry) for entry in raw["unmapped"])})
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -25,8 +25,7 @@ from edgebuild.device_tests import latency as method
 from edgebuild.device_tests.errors import DeviceError
 from edgebuild.device_tests.latency import Latency
 from edgebuild.device_tests.registry import TRANSPORTS
-from edgebuild.pipeline import assemble, manifest, publish, reruns
-from edgebuild.pipeline import plan as planning
+from edgebuild.pipeline import assemble, manifest, planner, publish, reruns
 from edgebuild.pipeline.config import Project
 from edgebuild.pipeline.execution.engine import Event, Outcome, Runner, execute, survey
 from edgebuild.pipeline.execution.workers import Limits
@@ -79,7 +78,7 @@ def build(
         ConfigError: the project can't be planned.
         StoreError: the store can't be used.
     """
-    plan = planning.make(project, targets)
+    plan = planner.make(project, targets)
     store = store or default_store()
     heard = _Heard(on_event)
     with session(store, plan.tasks):  # Until the artifacts are published, nobody collects them.
@@ -131,7 +130,7 @@ def preview(
     explain_against: Path | None = None,
 ) -> Preview:
     """What a build would run, and why where a folder of an earlier build is given; nothing is run."""
-    plan = planning.make(project, targets)
+    plan = planner.make(project, targets)
     tasks = plan.until(until) if until else plan.tasks
     _, missing = survey(tasks, list(tasks) if until else plan.goals, store)
     damaged = [key for key in missing if store.place(key).exists()]
@@ -161,7 +160,7 @@ def run_until(
     explain_against: Path | None = None,
 ) -> Partial:
     """Run the stages up to `until` and leave their results in the store; nothing is published."""
-    tasks, heard = planning.make(project, targets).until(until), _Heard(on_event)
+    tasks, heard = planner.make(project, targets).until(until), _Heard(on_event)
     outcome = execute(
         tasks,
         list(tasks),

@@ -124,7 +124,8 @@ def cli(ctx: click.Context, *, debug: bool) -> None:
 @click.option(
     "--until",
     metavar="STAGE",
-    help="Stop after ingest, adopt, samples, compress, reference, calibrate, convert, verify, weigh or package.",
+    help="Stop after ingest, adopt, samples, compress, fix, reference, calibrate, convert, reform, verify, cut, "
+    "compile, place, weigh or package.",
 )
 @click.option("--dry-run", is_flag=True, help="Show the plan and what the store holds; run nothing.")
 @click.option("--explain", is_flag=True, help="Say why each stage ran, or with --dry-run would run.")
@@ -223,12 +224,16 @@ def profile(model: Path, **options: Any) -> int:
     shell_complete=_target_names,
 )
 @click.option("--min-mapped", type=click.FloatRange(0, 1), help="Fail where a smaller share of operators is mapped.")
+@click.option("--oracle", is_flag=True, help="Let the GPU runtime of this machine compile the model, for gpu.")
+@click.option("--all", "show_all", is_flag=True, help="A line for every operator; runs of them are one otherwise.")
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
-def check(model: Path, **options: Any) -> int:
+@click.option("--sarif", type=click.Path(path_type=Path, dir_okay=False), help="Write SARIF: what is not mapped.")
+@click.option("--svg", type=click.Path(path_type=Path, dir_okay=False), help="Write a picture of the placement.")
+def check(model: Path, sarif: Path | None, svg: Path | None, **options: Any) -> int:
     """Show which operators of MODEL.tflite run where on a target, and why not on its accelerator; nothing is built."""
     from edgebuild.pipeline.commands import check as checking
 
-    return checking.check(model, **options)
+    return checking.check(model, files={"sarif": sarif, "svg": svg}, **options)
 
 
 @cli.command()

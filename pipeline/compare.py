@@ -11,7 +11,7 @@ Example::
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
@@ -119,10 +119,21 @@ def _builds(a: Path, b: Path, tolerances: Sequence[Tolerance]) -> Comparison:
         b=str(b),
         differences=found,
         outputs=None,
-        notes=tuple(_only_one_holds(before, after)),
+        notes=(*_compressed_otherwise(before, after), *_only_one_holds(before, after)),
         gates=regression.judge(found, tolerances),
         failures=lost,
     )
+
+
+def _compressed_otherwise(a: Finished, b: Finished) -> Iterator[str]:
+    """How each is compressed, where they differ in it."""
+    said = [
+        ", ".join(step.step for step in side.report.compression.steps) if side.report.compression else ""
+        for side in (a, b)
+    ]
+    if said[0] != said[1]:
+        words = [f"compressed: {steps}" if steps else "not compressed" for steps in said]
+        yield f"a is {words[0]}; b is {words[1]}"
 
 
 def _only_one_holds(a: Finished, b: Finished) -> list[str]:

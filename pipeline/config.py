@@ -17,6 +17,7 @@ Example (the tests parse it)::
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,6 +120,8 @@ def json_schema() -> dict[str, Any]:
     return {"$schema": "https://json-schema.org/draft/2020-12/schema"} | Config.model_json_schema() | {"title": NAME}
 
 
+_LISTS: Final = ("compress",)
+_NAMED: Final = re.compile(r"(model\.input_shapes|compress\.\d+\.\w+\.layers)\.(.+)")
 _BRANCHES: Final = ("[key]", "(name)", "(own)", "(word)", "(number)")  # Of keys, boards and what may be `auto`.
 
 
@@ -144,7 +147,7 @@ def _allowed(location: Sequence[int | str]) -> Sequence[str]:
     for parent, part in zip(("", *location), location, strict=False):
         if parent not in ("targets", "devices"):
             record = RECORDS.get(str(part), record)
-    return tuple(record.model_fields)
+    return tuple(field.alias or name for name, field in record.model_fields.items())
 
 
 def _override(raw: dict[str, Any], override: str) -> None:
@@ -152,27 +155,52 @@ def _override(raw: dict[str, Any], override: str) -> None:
     parents, last = _split(key)
     if not sign or not all((*parents, last)):
         raise ConfigError(f"--set {override} is not key.path=value", action="write --set gates.min_metric=0.9")
-    for parent in parents:
-        if raw.get(parent) is None:  # Absent, or empty as in `cpu:`.
-            raw[parent] = {}
-        if parent in SHORTHANDS and isinstance(raw[parent], str):
-            raw[parent] = {SHORTHANDS[parent]: raw[parent]}
-        raw = raw[parent]
-        if not isinstance(raw, dict):
-            raise ConfigError(f"--set {override}: '{parent}' holds a value, not keys")
+    holder: Any = raw
+    for parent, above in zip(parents, ("", *parents), strict=False):
+        holder = _below(holder, _place(holder, parent, above, override))
+    place = _place(holder, last, "".join(parents[-1:]), override)
     try:
-        raw[last] = read_yaml(value)
+        holder[place] = read_yaml(value)
     except (ValueError, yaml.YAMLError) as e:
         raise ConfigError(
             f"--set {override}: the value is no YAML", cause=" ".join(str(e).split()), action="quote it as YAML needs"
         ) from e
 
 
+def _below(holder: Any, place: str | int) -> Any:
+    """What a place holds, made where nothing is: absent, or empty as in `cpu:`."""
+    found = holder.get(place) if isinstance(holder, dict) else holder[place]
+    if found is None:
+        found = [] if place in _LISTS else {}
+    if place in SHORTHANDS and isinstance(found, str):
+        found = {SHORTHANDS[str(place)]: found}
+    holder[place] = found
+    return found
+
+
+def _place(holder: Any, part: str, above: str, override: str) -> str | int:
+    """The key, or the number of the item of a list, that a part of a path names in what stands under `above`."""
+    if isinstance(holder, dict):
+        return part
+    if not isinstance(holder, list):
+        raise ConfigError(f"--set {override}: '{above}' holds a value, not keys")
+    if part.isdecimal() and int(part) < len(holder):
+        return int(part)
+    items = [
+        f"{number} ({next(iter(item), '')})" if isinstance(item, dict) else str(number)
+        for number, item in enumerate(holder)
+    ]
+    raise ConfigError(
+        f"--set {override}: '{above}' is a list, and has no item {part}",
+        cause=f"items are named by their numbers: {', '.join(items)}" if items else "it is empty",
+        action="name one that is there, or give the whole list",
+    )
+
+
 def _split(key: str) -> tuple[list[str], str]:
-    """The keys above the last, and the last: an input's name may hold dots of its own."""
-    start, shapes, name = key.partition("model.input_shapes.")
-    if shapes and not start:
-        return ["model", "input_shapes"], name
+    """The keys above the last, and the last: the name of an input or of a layer may hold dots of its own."""
+    if named := _NAMED.fullmatch(key):
+        return named[1].split("."), named[2]
     *parents, last = key.split(".")
     return parents, last
 

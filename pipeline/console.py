@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import zip_longest
 from typing import IO, TYPE_CHECKING, Final, TextIO
 
 from rich.console import Console
@@ -16,20 +17,27 @@ from rich.table import Table
 
 from edgebuild.calibration.errors import Failure
 from edgebuild.device_tests.latency import Latency
-from edgebuild.device_tests.profile import ModelProfile
-from edgebuild.pipeline import ledger
-from edgebuild.pipeline.doctor import Finding
 from edgebuild.pipeline.errors import ConfigError, MismatchError
-from edgebuild.pipeline.execution.engine import Event
-from edgebuild.pipeline.report import CompressionReport, FailureReport, GateResult, ModelReport, Report, TargetReport
-from edgebuild.pipeline.reruns import Why
-from edgebuild.targets.evidence import Evidence, Figure
-from edgebuild.targets.profile import Profile
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # Commands that build nothing load nothing of a build.
+    from edgebuild.device_tests.profile import ModelProfile
+    from edgebuild.pipeline.doctor import Finding
+    from edgebuild.pipeline.execution.engine import Event
+    from edgebuild.pipeline.report import (
+        CompressionReport,
+        FailureReport,
+        GateResult,
+        ModelReport,
+        Report,
+        TargetReport,
+    )
+    from edgebuild.pipeline.reruns import Why
     from edgebuild.pipeline.verification import Verification
+    from edgebuild.targets.evidence import Evidence, Figure
+    from edgebuild.targets.profile import Profile
 
 _PIPE_WIDTH: Final = 160
+_HEADWAY_EVERY_S: Final = 60.0
 _MARKS: Final[dict[Evidence, str]] = {"measured": "", "simulated": " s", "predicted": " p", "unavailable": ""}
 _LEGEND: Final = "measured, but p: predicted, s: simulated, -: unavailable"
 _COLUMNS: Final = (
@@ -48,6 +56,11 @@ _NARROW: Final = ("target", "precision", "#size B", "#METRIC", "#mapped", "#late
 _VERDICT_STYLES: Final = {"pass": "green", "fail": "bold red", "inconclusive": "yellow"}
 
 
+def safe(text: str) -> str:
+    """Anyone's text as a part of one line: no markup, nothing that a terminal obeys, and no line of its own."""
+    return escape("".join(c if c.isprintable() else " " if c.isspace() else "\N{REPLACEMENT CHARACTER}" for c in text))
+
+
 class Narrator:
     """Tells a build as it goes: a live line on a terminal, plain lines elsewhere, nothing when quiet."""
 
@@ -60,6 +73,7 @@ class Narrator:
         self._cached = 0
         self._began = time.monotonic()
         self._next_line_s = 2.0
+        self._last_headway = self._began
 
     @contextmanager
     def running(self) -> Iterator[Narrator]:
@@ -72,11 +86,13 @@ class Narrator:
 
     def on_event(self, event: Event) -> None:
         """Hear of a task."""
-        title = escape(event.task.title)
+        title = safe(event.task.title)
         if event.state == "cached":
             self._cached += 1
         elif event.state == "started":
             self._running[event.task.key] = title
+        elif event.state == "headway":
+            self._on_headway(event.task.key, f"{title}: {safe(event.headway)}", waits=event.waits)
         elif event.state == "damaged":
             self.console.print(f"  [yellow]![/] {title}: its entry in the store is damaged, it is made again")
         elif event.state == "waiting":
@@ -87,7 +103,16 @@ class Narrator:
             self.console.print(f"  {mark} {title} [dim]{event.seconds:.1f} s[/]")
         self._status.update(", ".join(self._running.values()) or "working")
         if self._debug and (event.trace or event.log):
-            self.console.print(event.trace or event.log, markup=False)
+            self.console.print("\n".join(map(safe, (event.trace or event.log).splitlines())))
+
+    def _on_headway(self, key: str, text: str, *, waits: bool) -> None:
+        """In the live line; where there is none, a line a minute at most, but at once whom it begins to wait for."""
+        begins = waits and self._running.get(key) != text
+        self._running[key] = text
+        due = time.monotonic() - self._last_headway >= _HEADWAY_EVERY_S
+        if not self.console.is_terminal and (begins or due):
+            self._last_headway = time.monotonic()
+            self.console.print(f"  [dim]. {text}[/]")
 
     def on_latency(self, target: str, done: int, total: int) -> None:
         """Hear of a latency measurement's progress."""
@@ -105,7 +130,7 @@ class Narrator:
 
     def say(self, text: str) -> None:
         """Print one plain line."""
-        self.console.print(text, markup=False)
+        self.console.print(safe(text))
 
     def elapsed(self) -> str:
         """Time since the start, and how much came from the store."""
@@ -115,10 +140,10 @@ class Narrator:
 
 def show_failure(failure: Failure | FailureReport, console: Console, label: str = "error") -> None:
     """Print a failure's three parts."""
-    console.print(f"[bold red]{label}:[/] {escape(failure.what)}", soft_wrap=True)
+    console.print(f"[bold red]{safe(label)}:[/] {safe(failure.what)}", soft_wrap=True)
     for name, text in (("cause", failure.cause), ("do", failure.action)):
         for index, line in enumerate(text.splitlines()):
-            console.print(f"  [dim]{name if index == 0 else ' ' * len(name)}:[/] {escape(line)}", soft_wrap=True)
+            console.print(f"  [dim]{name if index == 0 else ' ' * len(name)}:[/] {safe(line)}", soft_wrap=True)
 
 
 def show_report(report: Report, narrator: Narrator, *, on_stdout: bool) -> None:
@@ -130,18 +155,22 @@ def show_report(report: Report, narrator: Narrator, *, on_stdout: bool) -> None:
         _show_compression(report.compression, narrator.console)
 
 
-def _show_compression(found: CompressionReport, console: Console) -> None:
-    """What each step bought, a line each, what it left for the user to know, and steps that bought nothing."""
-    for finding in found.findings:
-        console.print(ledger.line(finding), markup=False, soft_wrap=True)
+def _show_compression(found: CompressionReport, console: Console, of: str = "") -> None:
+    """What each step bought and learned from, what it left for the user to know, and steps that bought nothing."""
+    from edgebuild.pipeline import ledger
+
+    for finding, step in zip_longest(found.findings, found.steps):  # Where one failed, no target or no step is left.
+        if finding:
+            console.print(safe(of + ledger.line(finding)), soft_wrap=True)
+        for told in filter(None, (ledger.sought(step), step.learned) if step else ()):
+            console.print(f"  [dim]{safe(str(told))}[/]", soft_wrap=True)
     notes = [f"{step.step}: {note}" for step in found.steps for note in step.notes]
     for note in notes:
-        console.print(f"[yellow]note:[/] {escape(note)}", soft_wrap=True)
-    idle = [
-        f"{finding.step} buys nothing on any target here: leave it out" for finding in found.findings if finding.idle
-    ]
-    for warning in (*found.lost, *idle):
-        console.print(f"[yellow]warning:[/] {escape(warning)}", soft_wrap=True)
+        console.print(f"[yellow]note:[/] {safe(of + note)}", soft_wrap=True)
+    falls = [line for finding in found.findings for line in ledger.fall_lines(finding)]
+    idle = [ledger.idle_line(finding) for finding in found.findings if finding.idle]
+    for warning in (*falls, *found.lost, *idle):
+        console.print(f"[yellow]warning:[/] {safe(of + warning)}", soft_wrap=True)
 
 
 def model_notes(model: ModelReport | None) -> Iterator[str]:
@@ -154,12 +183,18 @@ def model_notes(model: ModelReport | None) -> Iterator[str]:
 
 
 def show_matrix(reports: Mapping[str, Report], narrator: Narrator, *, on_stdout: bool) -> None:
-    """Print one table over several builds by name, and likewise what did not pass."""
+    """Print one table over several builds by name, and likewise what did not pass and what compression bought."""
+    for name, report in reports.items():
+        for line in model_notes(report.model):
+            narrator.say(f"{name}: {line}")
     targets = {
         f"{name}/{target}": found for name, report in reports.items() for target, found in report.targets.items()
     }
     failures = {f"{name}/{target}": f for name, report in reports.items() for target, f in report.failures.items()}
     _show_targets(targets, failures, narrator, on_stdout=on_stdout)
+    for name, report in reports.items():
+        if report.compression is not None:
+            _show_compression(report.compression, narrator.console, f"{name}: ")
 
 
 def _show_targets(
@@ -178,11 +213,12 @@ def _show_targets(
     for name, target in targets.items():
         for gate in target.gates:
             if gate.verdict != "pass":
-                line = f"[{_VERDICT_STYLES[gate.verdict]}]{name}: {escape(gate_line(gate))}[/]"
+                line = f"[{_VERDICT_STYLES[gate.verdict]}]{name}: {safe(gate_line(gate))}[/]"
                 narrator.errors.print(line, soft_wrap=True)
-    notes = {note for target in targets.values() for note in (*target.notes, *_latency_notes(target))}
-    for note in sorted(notes):
-        narrator.console.print(f"[yellow]note:[/] {escape(note)}", soft_wrap=True)
+    for name, target in targets.items():
+        for fitted in filter(None, (target.fix, target.cut)):
+            narrator.console.print(f"{name}: {safe(str(fitted))}", soft_wrap=True)
+    _show_notes(targets, narrator.console)
     by_failure: dict[FailureReport, list[str]] = {}
     for name, failure in failures.items():
         by_failure.setdefault(failure, []).append(name)
@@ -190,23 +226,34 @@ def _show_targets(
         show_failure(failure, narrator.errors, f"{', '.join(names)} failed")
 
 
+def _show_notes(targets: Mapping[str, TargetReport], console: Console) -> None:
+    """Each note once, with the projects that it is of where there are several."""
+    notes: dict[str, dict[str, None]] = {}
+    for name, target in targets.items():
+        for note in (*target.notes, *_latency_notes(target)):
+            notes.setdefault(note, {})[name.rpartition("/")[0]] = None
+    for note, projects in sorted(notes.items()):
+        of = f"{', '.join(projects)}: " if any(projects) else ""
+        console.print(f"[yellow]note:[/] {safe(of + note)}", soft_wrap=True)
+
+
 def show_whys(whys: Iterable[Why], console: Console) -> None:
     """Print why stages run, a line each."""
     lines = [f"{why.title}: {'; '.join(why.reasons)}" for why in whys]
     console.print("why:" if lines else "why: nothing ran, all was in the store")
     for line in lines:
-        console.print(f"  {line}", markup=False, soft_wrap=True)
+        console.print(f"  {safe(line)}", soft_wrap=True)
 
 
 def show_verification(name: str, found: Verification, narrator: Narrator) -> None:
     """Print what changed since the build, what does not match, and the verdict."""
     for change in found.changes:
-        narrator.errors.print(f"[yellow]since the build:[/] {escape(change)}", soft_wrap=True)
+        narrator.errors.print(f"[yellow]since the build:[/] {safe(change)}", soft_wrap=True)
     for failure in found.failures:
         show_failure(failure, narrator.errors, "mismatch" if isinstance(failure, MismatchError) else "error")
     how = "match the manifest and a rebuild" if found.rebuilt else "match the manifest"
     verdict = f"{len(found.failures)} things do not match" if found.failures else f"{found.outputs} files {how}"
-    stdout().print(f"{name}: {verdict}", markup=False, soft_wrap=True)
+    stdout().print(f"{safe(name)}: {verdict}", soft_wrap=True)
 
 
 def _latency_notes(target: TargetReport) -> Iterator[str]:
@@ -228,13 +275,18 @@ def gate_line(gate: GateResult) -> str:
 
 
 def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[object]]) -> Table:
-    """A plain table; columns that begin with `#` hold numbers."""
-    made = Table(title=title or None, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    """A plain table; columns that begin with `#` hold numbers, and a cell that is a tuple holds lines."""
+    made = Table(title=safe(title) or None, title_justify="left", box=None, pad_edge=False, header_style="bold")
     for column in columns:
-        made.add_column(column.removeprefix("#"), justify="right" if column.startswith("#") else "left")
+        made.add_column(safe(column.removeprefix("#")), justify="right" if column.startswith("#") else "left")
     for row in rows:
-        made.add_row(*(escape(str(cell)) for cell in row))
+        made.add_row(*map(_cell, row))
     return made
+
+
+def _cell(value: object) -> str:
+    lines = value if isinstance(value, tuple) else (value,)
+    return "\n".join(safe(str(line)) for line in lines)
 
 
 class _Console(Console):
@@ -264,7 +316,7 @@ def emit(text: str) -> None:
 
 def screen(file: TextIO, *, quiet: bool = False) -> Console:
     """A console that honours NO_COLOR; what is no terminal is wide enough for every table."""
-    return _Console(file=file, quiet=quiet, highlight=False, width=None if file.isatty() else _PIPE_WIDTH)
+    return _Console(file=file, quiet=quiet, highlight=False, emoji=False, width=None if file.isatty() else _PIPE_WIDTH)
 
 
 def quiet_unless_terminal() -> Narrator:
@@ -280,21 +332,23 @@ def stdout() -> Console:
 def show_profile(name: str, profile: ModelProfile) -> None:
     """Print a latency and how it was obtained."""
     latency, out = profile.latency, stdout()
-    out.print(f"{name}: {profile.size_bytes:,} B, {profile.operators} operators", markup=False)
+    out.print(f"{safe(name)}: {profile.size_bytes:,} B, {profile.operators} operators")
     out.print(
         f"{latency.median_us / 1e3:.3f} ms, {latency.low_us / 1e3:.3f} to {latency.high_us / 1e3:.3f} ms "
         f"at {latency.confidence:.1%} confidence (spread {latency.spread:.1%})"
     )
-    out.print(f"{latency.runs} runs in {latency.processes} processes, {latency.threads} thread, {latency.runtime}")
-    out.print(f"on {latency.device}; first inference {latency.first_us / 1e3:.3f} ms", soft_wrap=True)
+    out.print(
+        f"{latency.runs} runs in {latency.processes} processes, {latency.threads} thread, {safe(latency.runtime)}"
+    )
+    out.print(f"on {safe(latency.device)}; first inference {latency.first_us / 1e3:.3f} ms", soft_wrap=True)
     for note in latency.notes:
-        out.print(f"[yellow]{escape(note)}[/]", soft_wrap=True)
+        out.print(f"[yellow]{safe(note)}[/]", soft_wrap=True)
 
 
 def show_profile_file(profile: Profile) -> None:
     """Print a target's or board's numbers, each with its source."""
     out = stdout()
-    out.print(f"{profile.name} ({profile.target}): {profile.summary}", soft_wrap=True)
+    out.print(safe(f"{profile.name} ({profile.target}): {profile.summary}"), soft_wrap=True)
     out.print(
         table("", ("number", "#value", "source"), ((k, f"{n.value:,}", n.source) for k, n in profile.numbers.items()))
     )
@@ -305,9 +359,9 @@ def show_findings(findings: Iterable[Finding]) -> None:
     out = stdout()
     marks = {"ok": "[green]ok[/]", "missing": "[bold red]missing[/]", "optional": "[yellow]optional[/]"}
     for finding in findings:
-        out.print(f"{marks[finding.status]:<8} {finding.name}: {escape(finding.detail)}", soft_wrap=True)
+        out.print(f"{marks[finding.status]:<8} {finding.name}: {safe(finding.detail)}", soft_wrap=True)
         if finding.fix:
-            out.print(f"         fix: {escape(finding.fix)}", soft_wrap=True)
+            out.print(f"         fix: {safe(finding.fix)}", soft_wrap=True)
 
 
 def _targets_table(targets: Mapping[str, TargetReport], columns: Sequence[str]) -> Table:
@@ -318,7 +372,7 @@ def _targets_table(targets: Mapping[str, TargetReport], columns: Sequence[str]) 
         column.no_wrap = True
     for name, target in targets.items():
         cells = dict(zip(_COLUMNS, _cells(name, target), strict=True))
-        made.add_row(*(escape(cells[column]) for column in columns))
+        made.add_row(*(safe(cells[column]) for column in columns))
     return made
 
 

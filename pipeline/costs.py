@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from edgebuild.export.flatbuffer import Flatbuffer, Operator, Tensor
 from edgebuild.export.recognise import macs
+from edgebuild.export.weights import UNPACKS, unpacked
 
 _NOT_IN_ARENA: Final = ("string", "resource", "variant")
 _SCALE_BYTES: Final = 4 + 8  # A float32 scale and an int64 zero point.
@@ -57,7 +58,8 @@ def of_operators(model: Flatbuffer) -> tuple[OperatorCost, ...]:
     """Every operator of the main subgraph, the one with most multiply-accumulates first, then with most weights."""
     operators = model.main.operators
     work = {op.index: macs(model, op) for op in operators}
-    weights = {op.index: sum(constant.nbytes for constant in _constants(model, op)) for op in operators}
+    packed = unpacked(model.main)
+    weights = {op.index: _weight_bytes(model, op, packed) for op in operators}
     all_work, all_weights = sum(work.values()), sum(weights.values())
     found = (
         OperatorCost(
@@ -113,9 +115,11 @@ def _lives(model: Flatbuffer) -> dict[int, tuple[int, int]]:
     return lives | {t.index: (0, end) for t in graph.tensors if t.is_variable}
 
 
-def _constants(model: Flatbuffer, operator: Operator) -> list[NDArray[np.uint8]]:
-    found = (model.main.tensors[i].data for i in operator.inputs if i >= 0)
-    return [data for data in found if data is not None]
+def _weight_bytes(model: Flatbuffer, operator: Operator, packed: Mapping[int, int]) -> int:
+    """What an operator reads of the file, through what only unpacks it."""
+    if operator.kind in UNPACKS:
+        return 0
+    return sum(model.main.tensors[packed.get(i, i)].stored_bytes for i in operator.inputs if i >= 0)
 
 
 def _bytes(tensor: Tensor) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import shutil
 import subprocess
@@ -20,6 +19,7 @@ from edgebuild.calibration.errors import Failure
 from edgebuild.pipeline.errors import OK
 from edgebuild.pipeline.storage.location import CACHE_VARIABLE, default_root
 from edgebuild.pipeline.storage.shared_store import INSTALL, SharedStore, default_store
+from edgebuild.targets import edgetpu_compiler, gpu_oracle
 
 Status: TypeAlias = Literal["ok", "missing", "optional"]
 _MISSING_TOOL: Final = 9
@@ -135,16 +135,35 @@ def _torch() -> Finding:
 
 
 def _edgetpu_compiler() -> Finding:
-    named = shutil.which(os.environ.get("EDGETPU_COMPILER") or "edgetpu_compiler")
-    if named:
+    try:
+        found = edgetpu_compiler.find()
+    except Failure as e:
         return Finding(
-            name="edgetpu_compiler", status="ok", detail=f"{named}; this version predicts placement without it"
+            name=edgetpu_compiler.NAME, status="optional", detail=f"{e.what}: {e.cause}".rstrip(": "), fix=e.action
         )
+    if found is not None:
+        return Finding(name=edgetpu_compiler.NAME, status="ok", detail=f"{found.version}, {found.path}")
     return Finding(
-        name="edgetpu_compiler",
+        name=edgetpu_compiler.NAME,
         status="optional",
-        detail="not on PATH; Edge TPU placement is predicted",
-        fix="install Coral's Debian package edgetpu-compiler (https://coral.ai/docs/edgetpu/compiler)",
+        detail="not on PATH; Edge TPU placement and memory are predicted, and nothing is compiled",
+        fix=edgetpu_compiler.GET,
+    )
+
+
+def _gpu_runtime() -> Finding:
+    name = "GPU runtime"
+    try:
+        found = gpu_oracle.find()
+    except Failure as e:
+        return Finding(name=name, status="optional", detail=f"{e.what}: {e.cause}".rstrip(": "), fix=e.action)
+    if found is not None:
+        return Finding(name=name, status="ok", detail=f"{found.title}; what it answers is {found.evidence}")
+    return Finding(
+        name=name,
+        status="optional",
+        detail=f"no {gpu_oracle.LITERT}, and nothing at {gpu_oracle.default_python()}; GPU placement is predicted",
+        fix=gpu_oracle.install_commands(),
     )
 
 
@@ -155,4 +174,11 @@ def _optional_package(name: str, purpose: str, fix: str) -> Finding:
         return Finding(name=name, status="optional", detail=f"not installed; needed for {purpose}", fix=fix)
 
 
-_OPTIONAL: Final[tuple[Callable[[], Finding], ...]] = (_microcontroller, _edgetpu_compiler, _dask, _s3, _torch)
+_OPTIONAL: Final[tuple[Callable[[], Finding], ...]] = (
+    _microcontroller,
+    _edgetpu_compiler,
+    _gpu_runtime,
+    _dask,
+    _s3,
+    _torch,
+)

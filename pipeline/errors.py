@@ -26,6 +26,10 @@ class SchedulerError(Failure):
     """A Dask scheduler that can't be reached, has no workers, or went away."""
 
 
+class PeerError(Failure):
+    """A machine that trains together with this one, and does not come, is about other work or went away."""
+
+
 class MismatchError(Failure):
     """An artifact that is not what its manifest says.
 
@@ -55,6 +59,7 @@ EXIT_CODES: Final[dict[type[Failure], int]] = {
     PlacementError: 7,
     DeviceError: 8,
     SchedulerError: 8,
+    PeerError: 8,
     ToolMissingError: 9,
 }
 

@@ -44,9 +44,15 @@ def of(artifact: Artifact, target: Target) -> Figures:
         sparsity=sparsity,
         unique_weights=unique_weights,
         weights=found,
-        placement=target.place(artifact.flatbuffer),
+        placement=_placement(artifact, target),
         memory=target.memory(artifact),
     )
+
+
+def _placement(artifact: Artifact, target: Target) -> Placement:
+    """What was seen, else what follows from the file."""
+    seen = artifact.compiled.placement if artifact.compiled else artifact.placed
+    return seen or target.place(artifact.flatbuffer)
 
 
 def _over_all(found: tuple[Weights, ...]) -> tuple[Figure, Figure]:

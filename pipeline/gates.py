@@ -119,11 +119,14 @@ def _size(name: str, kind: str, limit_kib: float | None, figure: Figure) -> Iter
 
 
 def _mapped(limit: float | None, placement: Placement) -> Iterator[GateResult]:
-    if limit is not None and placement.evidence == "unavailable":
+    if limit is None:
+        return
+    reached = placement.reaches(limit)
+    if reached is None:
         yield _result("min_mapped", "placement", limit, None, "inconclusive", placement.source)
-    elif limit is not None:
-        share = placement.mapped_share
-        yield _result("min_mapped", "placement", limit, share, "pass" if share >= limit else "fail", placement.evidence)
+    else:
+        verdict: Verdict = "pass" if reached else "fail"
+        yield _result("min_mapped", "placement", limit, placement.mapped_share, verdict, placement.evidence)
 
 
 def _latency(limit_ms: float | None, latency: Latency | NoLatency) -> Iterator[GateResult]:

@@ -7,8 +7,10 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from edgebuild.device_tests.latency import Latency
+from edgebuild.export.formats import Precision
 from edgebuild.export.weights import Weights
-from edgebuild.pipeline.report import Entry, KernelReport, MetricFigure, MissingEntry, StepFindings
+from edgebuild.pipeline.compress.settings import Qat, Technique
+from edgebuild.pipeline.report import Entry, KernelReport, MetricFigure, MissingEntry, StepFindings, StepReport
 from edgebuild.targets.registry import TARGETS
 from edgebuild.targets.target import Target
 
@@ -50,6 +52,60 @@ def findings(ledgers: Mapping[str, Sequence[Entry | MissingEntry]]) -> tuple[Ste
     return tuple(_step(number, name, ledgers) for number, name in enumerate(steps[0] if steps else (), 1))
 
 
+def explained(found: StepFindings, technique: Technique, precisions: Mapping[str, Precision]) -> StepFindings:
+    """With the reason why a step is idle, where the formats of the targets tell it."""
+    if not found.idle or not isinstance(technique, Qat) or "int8" in precisions.values():
+        return found
+    formats = ", ".join(f"{target} is {precision}" for target, precision in precisions.items())
+    return replace(found, why=f"it serves int8 targets, and there is none ({formats})")
+
+
+def idle_line(found: StepFindings) -> str:
+    """What to do about a step that bought nothing, and why."""
+    why = f", since {found.why}" if found.why else ""
+    return f"{found.step} buys nothing on any target here{why}: leave it out"
+
+
+def fall(before: MetricFigure, after: MetricFigure) -> str:
+    """How a metric got worse than its samples explain, past the 95 % interval that it had; empty where it did not."""
+    if before.interval is None or before.target is None or after.target is None:
+        return ""
+    low, high = before.interval
+    if after.target >= low if after.higher_is_better else after.target <= high:
+        return ""
+    return (
+        f"{after.name} went from {before.target:.4g} to {after.target:.4g}, "
+        f"out of its 95 % interval of {low:.4g} to {high:.4g}"
+    )
+
+
+def fall_lines(found: StepFindings) -> Iterator[str]:
+    """What a step cost, whatever the gates say, and what to do, a line for all targets that it cost the same."""
+    targets: dict[str, list[str]] = {}
+    for target, how in found.falls.items():
+        targets.setdefault(how, []).append(target)
+    for how, names in targets.items():
+        yield (
+            f"{found.step} on {', '.join(names)}: {how}: "
+            "fine-tune it longer and on more rows, with learn_from: labels if there are some, or compress less"
+        )
+
+
+def sought(step: StepReport) -> str:
+    """What `auto` chose: `prune auto: chose 20 to 80 % a kernel, 74 % of all weights are zero`; or nothing."""
+    if step.search is None:
+        return ""
+    chosen = sorted(set(step.search.chosen.values()))
+    if not chosen:
+        return f"{step.step}: chose nothing, to keep {step.search.metric} within {step.search.max_drop:g}"
+    shares = step.search.scan.levels[0] < 1  # Of pruning; clustering has numbers of values.
+    ends = " to ".join(f"{level * 100 if shares else level:g}" for level in dict.fromkeys((chosen[0], chosen[-1])))
+    if not shares:
+        return f"{step.step}: chose {ends} values a kernel"
+    zeros = sum(kernel.zeros for kernel in step.kernels) / max(1, sum(kernel.weights for kernel in step.kernels))
+    return f"{step.step}: chose {ends} % a kernel, {zeros * 100:.0f} % of all weights are zero"
+
+
 def changes(target: Target, before: Entry, after: Entry) -> Iterator[Change]:
     """What counts for a target: its file as it is stored or downloaded, working memory, latency and the metric."""
     if target.FLASHED:
@@ -74,10 +130,11 @@ def lost(kernels: Sequence[KernelReport], files: Mapping[str, Sequence[Weights]]
 
 
 def _lost(kernels: Sequence[KernelReport], weights: Sequence[Weights]) -> Iterator[str]:
-    """Kernels and the file's weights are matched by size, in the model's order."""
+    """Kernels and the file's weights are matched by size, then by the layer's name, then in the model's order."""
     left = list(weights)
     for kernel in kernels:
-        found = next((tensor for tensor in left if tensor.weights == kernel.weights), None)
+        alike = [tensor for tensor in left if tensor.weights == kernel.weights]
+        found = min(alike, key=lambda tensor: kernel.layer not in tensor.where.split("/"), default=None)
         if found is None:
             continue
         left.remove(found)
@@ -108,6 +165,7 @@ def _metric(before: MetricFigure, after: MetricFigure) -> Iterator[Change]:
 
 def _step(number: int, name: str, ledgers: Mapping[str, Sequence[Entry | MissingEntry]]) -> StepFindings:
     bought: dict[str, str] = {}
+    falls: dict[str, str] = {}
     gained = False
     for target, entries in ledgers.items():
         before, after = entries[number - 1], entries[number]
@@ -119,7 +177,9 @@ def _step(number: int, name: str, ledgers: Mapping[str, Sequence[Entry | Missing
         gained = gained or gains
         losses = [change for change in found if change.is_loss]
         bought[target] = ", ".join(map(str, found if gains else ["nothing", *losses]))
-    return StepFindings(step=name, bought=bought, idle=not gained)
+        if how := fall(before.metric, after.metric):
+            falls[target] = how
+    return StepFindings(step=name, bought=bought, idle=not gained, falls=falls)
 
 
 def line(found: StepFindings) -> str:

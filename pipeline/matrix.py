@@ -30,7 +30,7 @@ from pydantic_core import ErrorDetails
 from edgebuild.calibration.errors import Failure
 from edgebuild.pipeline import build as building
 from edgebuild.pipeline import config as configuration
-from edgebuild.pipeline import plan as planning
+from edgebuild.pipeline import planner
 from edgebuild.pipeline.build import BuildResult
 from edgebuild.pipeline.config import Project
 from edgebuild.pipeline.errors import OK, ConfigError
@@ -169,10 +169,16 @@ def _parse(path: Path) -> MatrixFile:
     try:
         return MatrixFile.model_validate(raw if isinstance(raw, dict) else {})
     except ValidationError as e:
-        problems = [_problem(error) for error in e.errors(include_url=False)]
+        problems = [_problem(error) for error in _own(e.errors(include_url=False))]
         raise ConfigError(
             f"{path} is no matrix of projects", cause="\n".join(problems), action="list them under `projects:`"
         ) from e
+
+
+def _own(errors: list[ErrorDetails]) -> list[ErrorDetails]:
+    """Without a list that is called too short for what is wrong with its items."""
+    inner = [error for error in errors if error["type"] != "too_short"]
+    return inner or errors
 
 
 def _problem(error: ErrorDetails) -> str:
@@ -201,11 +207,16 @@ def _projects(path: Path, listed: Mapping[str, Listed]) -> list[Project]:
 
 
 def _load(path: Path, one: Listed) -> Project | ConfigError:
-    overrides = [f"{key}={yaml.safe_dump(value)}" for key, value in one.set.items()]
+    overrides = [f"{key}={_in_a_line(value)}" for key, value in one.set.items()]
     try:
         return configuration.load(path.absolute().parent / one.config, overrides)
     except ConfigError as e:
         return e
+
+
+def _in_a_line(value: object) -> str:
+    """A value as `--set` takes it, and as a person would write it there."""
+    return yaml.safe_dump(value, default_flow_style=True, width=float("inf")).removesuffix("...\n").rstrip()
 
 
 def _out(path: Path, one: Listed, name: str, project: Project, *, alone: bool) -> Path:
@@ -226,7 +237,7 @@ def _require_unique(path: Path, what: str, values: list[str], action: str) -> No
 
 def _planned(entry: Entry) -> Plan:
     try:
-        return planning.make(entry.project, entry.targets)
+        return planner.make(entry.project, entry.targets)
     except Failure as e:
         raise type(e)(f"{entry.name}: {e.what}", cause=e.cause, action=e.action) from e
 

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Final
 
 from edgebuild.device_tests.latency import Latency
+from edgebuild.pipeline import ledger
 from edgebuild.pipeline.report import Entry, FailureReport, NoAgreement, NoLatency, Report, TargetReport
 from edgebuild.targets.evidence import Evidence, Figure, measured, unavailable
+from edgebuild.targets.target import Memory
 
 # What each code of the one table in `errors` means to somebody who reads no table.
 EXIT_WORDS: Final[Mapping[int, str]] = {
@@ -101,6 +103,9 @@ def render(report: Report) -> str:
         duration=duration_text,
         share=share_text,
         ledger_rows=ledger_rows,
+        idle_line=ledger.idle_line,
+        fall_lines=ledger.fall_lines,
+        sought=ledger.sought,
     )
 
 
@@ -220,7 +225,7 @@ def _metric_rows(t: TargetReport) -> dict[str, Row]:
         for value in (m.float, m.target, m.drop)
     )
     return {
-        "metric_float": _row(float_, f"{m.name}, float model", number_text, samples),
+        "metric_float": _row(float_, f"{m.name}, {'source' if t.ledger else 'float'} model", number_text, samples),
         "metric_target": _row(target, f"{m.name}, artifact", number_text, samples),
         "metric_drop": _row(drop, "Drop", drop_text, "how much worse the artifact is; below zero it is better", side),
     }
@@ -255,6 +260,18 @@ def _device_rows(t: TargetReport) -> dict[str, Row]:
         "mapped_share": _row(share, "Mapped", share_text, f"operators that {p.accelerator} takes", count),
         "arena_bytes": _row(arena, "Arena", size_text, "working memory for tensors", _bytes(arena)),
         "flash_bytes": _row(flash, "Flash", size_text, "program storage", _bytes(flash)),
+        **_accelerator_rows(t.memory),
+    }
+
+
+def _accelerator_rows(memory: Memory) -> dict[str, Row]:
+    """Of an accelerator with memory of its own."""
+    if memory.on_chip_bytes is None or memory.streamed_bytes is None:
+        return {}
+    on_chip, streamed = memory.on_chip_bytes, memory.streamed_bytes
+    return {
+        "on_chip_bytes": _row(on_chip, "On chip", size_text, "parameters that stay on the chip", _bytes(on_chip)),
+        "streamed_bytes": _row(streamed, "Streamed", size_text, "parameters sent at every inference", _bytes(streamed)),
     }
 
 

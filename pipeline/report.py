@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Final, Literal, TypeAlias
 
 from edgebuild.device_tests.latency import Latency
 from edgebuild.export.agreement import Agreement
 from edgebuild.export.formats import IoType, Precision
 from edgebuild.export.weights import Weights
+from edgebuild.pipeline.compress.learned import Learned
 from edgebuild.pipeline.compress.scan import Search
+from edgebuild.pipeline.fitting.records import Cut, Fix
+from edgebuild.pipeline.placing import GpuRun
 from edgebuild.targets.evidence import Evidence, Figure
 from edgebuild.targets.placement import Placement
 from edgebuild.targets.target import Memory
@@ -46,7 +49,8 @@ class MetricFigure:
 
     `drop` is how much worse the artifact is, in the metric's unit: positive is worse, whichever way is better.
     All are None where `evidence` is unavailable, and `note` says why; `float` and `drop` are where there is no float
-    model. `interval` is the 95 % interval of `target`: Wilson's for a share of samples, else bootstrapped.
+    model. `interval` is the 95 % interval of `target`: Wilson's for a share of samples, else bootstrapped; of
+    a function of the user's own only where it was asked for.
     """
 
     name: str
@@ -120,11 +124,16 @@ class MissingEntry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepFindings:
-    """What a step of compression bought, by target; `idle` where it bought none of them anything."""
+    """What a step of compression bought, by target; `idle` where it bought none anything, `why` where that is known.
+
+    `falls` tells of targets whose metric got worse than its samples explain.
+    """
 
     step: str
     bought: Mapping[str, str]
     idle: bool
+    why: str = ""
+    falls: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,13 +154,17 @@ class KernelReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepReport:
-    """What a step made of the float model, and the mean loss of each epoch of fine-tuning; `notes` are for the user."""
+    """What a step made of the float model, and the mean loss of each epoch of fine-tuning; `notes` are for the user.
+
+    `learned` is None where nothing was trained.
+    """
 
     step: str
     kernels: tuple[KernelReport, ...]
     losses: tuple[float, ...]
     search: Search | None
     notes: tuple[str, ...]
+    learned: Learned | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,7 +180,10 @@ class CompressionReport:
 class TargetReport:
     """Everything known of one target's artifact; paths are relative to the report, `notes` are doubts worth reading.
 
-    `ledger` holds the artifact before compression and after each step, and is empty where nothing is compressed.
+    `ledger` holds the artifact before compression and after each step, and is empty where nothing is compressed. With
+    `cut`, where it was asked for, figures of the file and its placement speak of `model.tflite` alone, what the
+    accelerator runs; agreement and metric speak of all parts in sequence. `fix` tells of edits, where there
+    were to be some; `gpu_run` of a GPU runtime of the build's machine, where one placed the model.
     """
 
     artifact: str
@@ -191,6 +207,9 @@ class TargetReport:
     latency: Latency | NoLatency
     gates: tuple[GateResult, ...]
     ledger: tuple[Entry | MissingEntry, ...] = ()
+    cut: Cut | None = None
+    fix: Fix | None = None
+    gpu_run: GpuRun | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import PurePath
 from typing import Annotated, Any, Final, Literal, TypeAlias
 
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Discriminator,
     Field,
@@ -27,6 +29,7 @@ from edgebuild.targets.registry import TARGETS
 METRICS: Final = ("top1", "top5", "auc", "mse", "mae")
 LOWER_IS_BETTER: Final = frozenset({"mse", "mae"})
 MAX_SEED: Final = 2**32 - 1  # What numpy takes.
+_ACCELERATORS: Final = ("edgetpu", "gpu")  # Beside a host that runs the rest.
 Positive: TypeAlias = Annotated[float, Field(gt=0)]
 Shape: TypeAlias = Annotated[tuple[Annotated[int, Field(gt=0, strict=True)], ...], Strict(strict=False)]
 Share: TypeAlias = Annotated[float, Field(ge=0, le=1)]
@@ -110,6 +113,9 @@ class Metric(Record):
     name: Annotated[str, AfterValidator(_known_metric)] = "top1"
     output: str = Field(default="", description="of which output; required where the model has several")
     higher_is_better: bool | None = Field(default=None, description="required for package.module:function")
+    interval: bool | None = Field(
+        default=None, description="of package.module:function: bootstrap its 95 % interval, by 200 more calls"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -120,6 +126,8 @@ class Metric(Record):
     def _direction_is_of_the_users_own(self) -> Metric:
         if self.name in METRICS and self.higher_is_better is not None:
             raise ValueError(f"higher_is_better is only for package.module:function; that of {self.name} is known")
+        if self.name in METRICS and self.interval is not None:
+            raise ValueError(f"interval is only for package.module:function; {self.name} always has one")
         if self.name not in METRICS and self.higher_is_better is None:
             raise ValueError(f"higher_is_better: required for {self.name}; true for an accuracy, false for an error")
         return self
@@ -151,10 +159,21 @@ BoardChoice: TypeAlias = Annotated[
 ]
 
 
+def _edits(value: object) -> object:
+    """`none` and `auto` stand for lists of names."""
+    return () if value == "none" else (value,) if isinstance(value, str) else value
+
+
+Edits: TypeAlias = Annotated[
+    tuple[str, ...],
+    BeforeValidator(_edits, json_schema_input_type=Literal["none", "auto"] | tuple[str, ...]),
+]
+
+
 class TargetSettings(Record):
     """One target: how to export for it and what it must hold to."""
 
-    model_config = ConfigDict(json_schema_extra=_or("null"))
+    model_config = ConfigDict(json_schema_extra=_or("null"), serialize_by_alias=True)
 
     precision: Precision | None = Field(default=None, description="the target's own default where absent")
     io: IoType | None = Field(default=None, description="input and output type of int8 models")
@@ -163,10 +182,39 @@ class TargetSettings(Record):
     max_arena_kib: Positive | None = None
     max_flash_kib: Positive | None = None
     min_mapped: Share | None = Field(default=None, description="share of operators the accelerator must take")
+    dense_per_channel: bool | None = Field(
+        default=None,
+        description="a scale for each channel of int8 dense layers; where absent, not for edgetpu and mcu, since their "
+        "older tools would read the first scale alone",
+    )
     sparse: bool = Field(
         default=False, description="cpu only: store pruned weights without their zeros; the runtime unpacks them to RAM"
     )
+    cut: Literal["none", "auto"] = Field(
+        default="none",
+        description="edgetpu and gpu: leave what the accelerator does not take to the host, as files of its own",
+    )
+    segments: Annotated[int, Field(ge=2)] | None = Field(
+        default=None, description="edgetpu only: split the compiled model for a pipeline of so many devices"
+    )
+    beside: tuple[str, ...] = Field(
+        default=(), alias="with", strict=False, description="edgetpu only: other .tflite files for the same device"
+    )
+    fix: Edits = Field(
+        default=(),
+        strict=False,
+        description="edgetpu and gpu: `auto` edits the float model so that more of it is mapped; or edits by name",
+    )
+    oracle: Literal["auto", "required", "none"] = Field(
+        default="auto",
+        description="gpu only: let a GPU runtime of this machine place the model; `auto` where one is here",
+    )
     board: BoardChoice | None = Field(default=None, description="mcu only: a profile's name, or flash_kib and ram_kib")
+
+    @property
+    def needs_compiler(self) -> bool:
+        """Whether it asks for what the Edge TPU's compiler alone can do."""
+        return self.segments is not None or bool(self.beside)
 
 
 class Gates(Record):
@@ -285,10 +333,38 @@ def _refusals(name: str, settings: TargetSettings) -> Iterator[str]:
     if settings.sparse and precision not in target.SPARSE:
         takes = f"takes it for {', '.join(target.SPARSE)}, not {precision}" if target.SPARSE else "can't unpack weights"
         yield f"{name}.sparse: {name} {takes}"
+    if settings.cut != "none" and name not in _ACCELERATORS:
+        yield f"{name}.cut: {name} has no accelerator to cut for; {' and '.join(_ACCELERATORS)} have"
+    if settings.fix:
+        yield from _unknown_edits(name, settings.fix)
+    yield from _compiler_refusals(name, settings)
+    if settings.oracle != "auto" and name != "gpu":
+        yield f"{name}.oracle: only gpu has runtimes that can be asked"
     if settings.board is not None and name != "mcu":
         yield f"{name}.board: only mcu has boards"
     elif isinstance(settings.board, str) and settings.board not in (boards := _boards()):
         yield f"{name}.board: unknown board{nearest(settings.board, boards)}"
+
+
+def _compiler_refusals(name: str, settings: TargetSettings) -> Iterator[str]:
+    asked = [key for key, value in (("segments", settings.segments), ("with", settings.beside)) if value]
+    if name != "edgetpu":
+        yield from (f"{name}.{key}: only edgetpu has a compiler that can do this" for key in asked)
+    elif len(asked) > 1:
+        yield f"{name}.segments: models that share a device can't be split over several; choose segments or with"
+    names = [PurePath(path).name for path in settings.beside]
+    if any(not file.endswith(".tflite") for file in names) or len({"model.tflite", *names}) != len(names) + 1:
+        yield f"{name}.with: name .tflite files, each of another name, and none of them model.tflite"
+
+
+def _unknown_edits(name: str, asked: tuple[str, ...]) -> Iterator[str]:
+    from edgebuild.pipeline.fitting import edits  # Not before: most configurations name none.
+
+    own = (edits.AUTO, *(edit.name for edit in edits.EDITS if edit.target == name))
+    if name not in _ACCELERATORS:
+        yield f"{name}.fix: {name} has no accelerator to edit for; {' and '.join(_ACCELERATORS)} have"
+    else:
+        yield from (f"{name}.fix: unknown edit{nearest(each, own)}" for each in asked if each not in own)
 
 
 def _boards() -> tuple[str, ...]:

@@ -18,7 +18,7 @@ from edgebuild.pipeline.execution.engine import Event
 from edgebuild.pipeline.ingest import adopted, load
 from edgebuild.pipeline.ingest.source import Options
 from edgebuild.pipeline.inspection import End, Summary
-from edgebuild.pipeline.plan import unfit
+from edgebuild.pipeline.planner import unfit
 from edgebuild.pipeline.settings import TargetSettings, is_reference
 
 _TEMPLATE: Final = """\

@@ -11,7 +11,15 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias
 
-_STAGE_CODE: Final = ("calibration", "export", "targets", "pipeline/ingest", "pipeline/compress")
+_STAGE_CODE: Final = (
+    "calibration",
+    "export",
+    "targets",
+    "pipeline/ingest",
+    "pipeline/compress",
+    "pipeline/fitting",
+    "pipeline/stages",
+)
 WorkerKind: TypeAlias = Literal["tensorflow", "light"]
 
 

@@ -16,13 +16,12 @@ from typing import Final
 from edgebuild.calibration.errors import Failure
 from edgebuild.pipeline import build as building
 from edgebuild.pipeline import config as configuration
-from edgebuild.pipeline import manifest, provenance, publish, reruns
-from edgebuild.pipeline import plan as planning
+from edgebuild.pipeline import manifest, planner, provenance, publish, reruns
 from edgebuild.pipeline.config import Project
 from edgebuild.pipeline.errors import OK, ConfigError, MismatchError, exit_code
 from edgebuild.pipeline.execution.engine import Event, Outcome
 from edgebuild.pipeline.manifest import Manifest
-from edgebuild.pipeline.plan import Plan
+from edgebuild.pipeline.plan import UNTIL, Plan
 from edgebuild.pipeline.storage.digests import digest_file
 from edgebuild.pipeline.storage.shared_store import default_store
 from edgebuild.pipeline.storage.store import Store
@@ -81,12 +80,12 @@ def verify_by_rebuilding(
     found, recorded = verify(folder), _recorded(folder)
     project = _project(config_path or folder.absolute().parent / configuration.NAME, recorded)
     targets = dict.fromkeys(path.partition("/")[0] for path in recorded.outputs)
-    plan = planning.make(project, tuple(targets))
+    plan = planner.make(project, tuple(targets))
     with building.store_for(cached=False) as fresh:
-        outcome = building.run_until(project, fresh, planning.UNTIL[-1], tuple(targets), jobs, on_event).outcome
+        outcome = building.run_until(project, fresh, UNTIL[-1], tuple(targets), jobs, on_event).outcome
         made = _Made(plan, outcome, fresh)
         failures = (
-            *outcome.causes,
+            *_causes(plan, outcome),
             *made.against_folder(folder, recorded),
             *made.against_store(store or default_store()),
         )
@@ -160,6 +159,12 @@ def _statement(folder: Path, recorded: Manifest) -> Iterator[Failure]:
         yield MismatchError(
             f"{provenance.NAME} states other digests than the manifest", cause=paths, action="build again"
         )
+
+
+def _causes(plan: Plan, outcome: Outcome) -> tuple[Failure, ...]:
+    """Every failure of what ships, once."""
+    failures = (failure for key, failure in outcome.failures.items() if key not in plan.for_comparison)
+    return tuple({id(failure): failure for failure in failures}.values())
 
 
 def _project(config_path: Path, recorded: Manifest) -> Project:

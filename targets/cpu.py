@@ -11,6 +11,7 @@ from edgebuild.targets.target import Memory
 from edgebuild.targets.tflite_runtime_operators import CUSTOM, NEWEST_VERSION, SOURCE
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
     from pathlib import Path
 
     from edgebuild.export.flatbuffer import Flatbuffer
@@ -21,6 +22,7 @@ NAME: str = "cpu"
 SUMMARY: str = "tflite-runtime on the CPU of a board or phone"
 PRECISIONS: tuple[Precision, ...] = ("int8", "float32", "float16", "dynamic", "int16x8")
 IO_TYPES: tuple[IoType, ...] = ("float32", "int8", "uint8")
+DENSE_PER_TENSOR: bool = False
 SPARSE: tuple[Precision, ...] = ("float32", "float16", "int8")
 FLASHED: bool = False
 HOST_RUNS: bool = True
@@ -29,6 +31,15 @@ HOST_RUNS: bool = True
 def place(model: Flatbuffer) -> Placement:
     """Predict what tflite-runtime's own kernels run; nothing runs the rest."""
     return predicted("tflite-runtime", "", len(model.main.operators), TABLE.refused(model), TABLE.source)
+
+
+def runs_rest(model: Flatbuffer, lost: Collection[int]) -> str:
+    """What runs the operators that an accelerator leaves: this CPU, or nothing where it does not know one of them.
+
+    A model with an operator of somebody's own that nothing knows does not load at all.
+    """
+    left = (model.main.operators[index] for index in lost)
+    return NAME if all(not op.is_custom or op.kind in CUSTOM for op in left) else ""
 
 
 def _unknown(node: Node) -> Refusal:

@@ -15,6 +15,7 @@ SOURCE: Final = (
     "RESIZE_BILINEAR limits from the published model pairs of github.com/google-coral/test_data"
 )
 
+COMPILED: Final = "edgetpu-custom-op"  # What the compiler makes of all that it maps.
 SOFTMAX_MAX_ELEMENTS: Final = 16_000
 # The documentation says only "depending on input/output size"; this is where the published pairs part.
 RESIZE_MAX_OUTPUT_ELEMENTS: Final = 1_500_000
@@ -64,12 +65,12 @@ def integer_constants(node: Node) -> Refusal | None:
 
 
 def static_sizes(node: Node) -> Refusal | None:
-    """Every size is known at compile time."""
-    dynamic = [t for t in node.activations if any(size < 0 for size in t.shape_signature)]
+    """Every size is known at compile time; a batch that may be of any size is compiled as the one sample it holds."""
+    dynamic = [t for t in node.activations if any(size < 0 for size in t.shape_signature[1:])]
     return require(
         not dynamic,
         f"dynamic tensor size {list(dynamic[0].shape_signature) if dynamic else []}",
-        "fix the batch dimension to 1 before converting",
+        "fix every size before converting",
     )
 
 
@@ -92,6 +93,16 @@ def constant_parameters(node: Node) -> Refusal | None:
     )
 
 
+def constant_kernel(node: Node) -> Refusal | None:
+    """TRANSPOSE_CONV's output shape, weights and bias stand in the file; what it reads is its third input."""
+    data = node.input(2)
+    return require(
+        all(node.is_constant(t) for t in node.inputs if data is None or t.index != data.index),
+        "its output shape or its parameters are computed at run time",
+        "fix the model's input sizes, the batch to 1, before converting",
+    )
+
+
 def no_fused_activation(node: Node) -> Refusal | None:
     """Pooling and concatenation have no activation fused in."""
     fused = node.option("fusedActivationFunction", "NONE")
@@ -106,18 +117,12 @@ def zero_constant_only(node: Node) -> Refusal | None:
     if not constants:
         return None
     allowed_inputs = 2
-    zero = all(_is_real_zero(t) for t in constants)
+    zero = all(node.is_real_zero(t) for t in constants)
     return require(
         len(node.inputs) == allowed_inputs and zero,
         "concatenates a constant that is no zero padding",
         "concatenate computed tensors only, or one all-zero constant with one other input",
     )
-
-
-def _is_real_zero(tensor: Tensor) -> bool:
-    """Whether every value stands for 0.0, that is, equals the zero point."""
-    zero_point = tensor.quantization.zero_point[0] if tensor.quantization else 0
-    return bool((tensor.values() == zero_point).all())
 
 
 def equal_dilation(node: Node) -> Refusal | None:
@@ -281,7 +286,7 @@ _RULES: Final[Rules] = {
     "SUM": (keeps_batch,),
     "TANH": (),
     "TRANSPOSE": (),
-    "TRANSPOSE_CONV": (constant_parameters,),
+    "TRANSPOSE_CONV": (constant_kernel,),
     "UNIDIRECTIONAL_SEQUENCE_LSTM": (),
 }
 

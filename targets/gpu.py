@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from edgebuild.targets import cpu, gpu_half
 from edgebuild.targets.evidence import unavailable
 from edgebuild.targets.gpu_rules import FOLDED, TABLE
 from edgebuild.targets.partition import groups
@@ -17,27 +19,38 @@ if TYPE_CHECKING:
 
     from edgebuild.export.flatbuffer import Flatbuffer, Subgraph
     from edgebuild.export.formats import IoType, Precision
+    from edgebuild.targets.gpu_half import Ranges
     from edgebuild.targets.target import Artifact
 
 NAME: str = "gpu"
 SUMMARY: str = "TFLite GPU delegate on phones and boards"
 PRECISIONS: tuple[Precision, ...] = ("float16", "float32", "int8")
 IO_TYPES: tuple[IoType, ...] = ("float32",)
+DENSE_PER_TENSOR: bool = False
 SPARSE: tuple[Precision, ...] = ()
 FLASHED: bool = False
 HOST_RUNS: bool = False
 
 
-def place(model: Flatbuffer) -> Placement:
-    """Predict what the delegate takes with its default options, from the rules in its source."""
-    folding = _folding(model.main)
-    folded = frozenset(tensor for index in folding for tensor in model.main.operators[index].outputs)
-    lost = TABLE.refused(model, folded)
-    lost |= _left_out(model, folding, lost.keys())
-    return predicted("gpu delegate", "cpu", len(model.main.operators), lost, TABLE.source)
+def place(model: Flatbuffer, ranges: Ranges | None = None) -> Placement:
+    """Predict what the delegate takes with its default options, from the rules in its source.
+
+    `ranges` are those of activations in real values, by tensor name, beside those that the file carries: what leaves
+    float16 is among the findings.
+    """
+    lost = refused(model)
+    lost |= left_out(model, next(iter(call_groups(model, lost)), frozenset()), lost)
+    found = predicted("gpu delegate", cpu.runs_rest(model, lost), len(model.main.operators), lost, TABLE.source)
+    return replace(found, findings=gpu_half.findings(model, ranges or {}, lost))
 
 
-def _folding(graph: Subgraph) -> frozenset[int]:
+def refused(model: Flatbuffer) -> dict[int, Unmapped]:
+    """Operators that a rule refuses, by index."""
+    folded = frozenset(tensor for index in folding(model.main) for tensor in model.main.operators[index].outputs)
+    return TABLE.refused(model, folded)
+
+
+def folding(graph: Subgraph) -> frozenset[int]:
     """Operators that only unpack constants (float16 weights); the delegate reads the constants itself."""
     return frozenset(
         op.index
@@ -49,11 +62,27 @@ def _folding(graph: Subgraph) -> frozenset[int]:
     )
 
 
-def _left_out(model: Flatbuffer, folding: frozenset[int], refused: Collection[int]) -> dict[int, Unmapped]:
+def call_groups(model: Flatbuffer, lost: Collection[int]) -> list[frozenset[int]]:
+    """Accepted operators in groups that one call of the delegate can run, the largest first; unpacking is in none."""
+    unpacking = folding(model.main)
+    halves = {index for index in unpacking if _is_of_halves(model.main, index)}
+    made = [frozenset(group) - unpacking for group in groups(model.main, {*lost, *halves})]
+    return sorted(filter(None, made), key=len, reverse=True)
+
+
+def _is_of_halves(graph: Subgraph, index: int) -> bool:
+    """Whether it unpacks float16; the delegate counts such among the CPU's until the groups are made.
+
+    ref: tensorflow/lite/delegates/utils.cc, FP16GraphPartitionHelper::IsNodeSupported.
+    """
+    operator = graph.operators[index]
+    return operator.kind == "DEQUANTIZE" and graph.tensors[operator.inputs[0]].dtype == "float16"
+
+
+def left_out(model: Flatbuffer, taken: Collection[int], lost: Collection[int]) -> dict[int, Unmapped]:
     """Operators the delegate could run, outside the one group it takes (max_delegated_partitions is 1 by default)."""
-    made = [frozenset(group) - folding for group in groups(model.main, refused)]
-    taken: frozenset[int] = max(made, key=len, default=frozenset())
     read = {tensor for index in taken for tensor in model.main.operators[index].inputs}
+    unpacking = {index for index in folding(model.main) if read & set(model.main.operators[index].outputs)}
     why = Refusal(
         reason=f"outside the largest group of neighbours ({len(taken)} operators), the only one the delegate takes",
         suggestion="make the operators between the groups supported, or raise max_delegated_partitions in the app",
@@ -61,7 +90,7 @@ def _left_out(model: Flatbuffer, folding: frozenset[int], refused: Collection[in
     return {
         op.index: unmapped(op, model, why)
         for op in model.main.operators
-        if op.index not in taken and op.index not in refused and not (op.index in folding and read & set(op.outputs))
+        if op.index not in taken and op.index not in lost and op.index not in unpacking
     }
 
 
@@ -76,4 +105,5 @@ def memory(artifact: Artifact) -> Memory:  # noqa: ARG001 - the same for every m
 def package(artifact: Artifact, out: Path) -> None:
     """Write `model.tflite` and `placement.json`."""
     (out / "model.tflite").write_bytes(artifact.data)
-    (out / "placement.json").write_text(to_json(place(artifact.flatbuffer)), encoding="utf-8")
+    placement = artifact.placed or place(artifact.flatbuffer)
+    (out / "placement.json").write_text(to_json(placement), encoding="utf-8")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from edgebuild.targets.rules import Node, Refusal, Rule, Rules, Table, require
+
+if TYPE_CHECKING:
+    from edgebuild.export.flatbuffer import Tensor
 
 SOURCE: Final = (
     "https://github.com/tensorflow/tensorflow/blob/v2.19.0/tensorflow/lite/tools/versioning/gpu_compatibility.cc "
@@ -30,6 +33,7 @@ EXTRA_TYPES: Final[dict[str, frozenset[str]]] = {
 }
 SUPPORTED_ACTIVATIONS: Final = frozenset({"NONE", "RELU", "RELU_N1_TO_1", "RELU6", "TANH", "SIGMOID"})
 IMAGE_RANK: Final = 4
+MATRIX_RANK: Final = 2
 OPERANDS: Final = 2
 SLICE_RANKS: Final = (3, 4)
 
@@ -51,6 +55,22 @@ def computed_types(node: Node) -> Refusal | None:
         not others,
         f"tensor of {others[0].dtype if others else ''}",
         "use float16 or float32 precision, and keep integer arithmetic outside the model",
+    )
+
+
+def one_to_four_dimensions(node: Node) -> Refusal | None:
+    """No tensor has more than four dimensions, and none that is computed has none: preparing the delegate would fail.
+
+    ref: model_builder.cc, IsAllAllowedTensors; model_builder_helper.cc, ExtractTensorShape.
+    """
+    if any(not tensor.shape for tensor in node.activations):
+        return Refusal(
+            reason="a computed value without dimensions",
+            suggestion="keep dimensions: keepdims=True where it is reduced",
+        )
+    deepest = max((len(tensor.shape) for tensor in (*node.inputs, *node.outputs)), default=0)
+    return require(
+        deepest <= IMAGE_RANK, f"a tensor of {deepest} dimensions", "fold some together, so that four remain"
     )
 
 
@@ -243,22 +263,35 @@ def reflecting(node: Node) -> Refusal | None:
 
 
 def float_one_hot(node: Node) -> Refusal | None:
-    """ONE_HOT of int32 indices into constant float32 scalars."""
+    """ONE_HOT of int32 indices, batch and channels alone above 1, into constant float32 scalars."""
     ids, values = node.input(0), [node.input(2), node.input(3)]
-    scalars = all(t is not None and t.dtype == "float32" and t.is_constant and t.elements == 1 for t in values)
+    scalars = all(t is not None and t.dtype == "float32" and t.is_constant and _is_single(t) for t in values)
+    flat = ids is not None and all(size == 1 for size in ids.shape[int(len(ids.shape) == IMAGE_RANK) : -1])
     return require(
-        ids is not None and ids.dtype == "int32" and scalars and node.option("axis", -1) == -1,
-        "indices that are not int32, or on and off values that are not constant float32",
-        "use int32 indices, the last axis and float32 values",
+        ids is not None and ids.dtype == "int32" and flat and scalars and node.option("axis", -1) == -1,
+        "indices that are not int32, or of several dimensions, or on and off values that are not constant float32",
+        "use a row of int32 indices, the last axis and float32 values",
     )
 
 
 def float_choice(node: Node) -> Refusal | None:
-    """SELECT between floats of the output's shape, or single values."""
-    choices = [t for t in (node.input(1), node.input(2)) if t is not None]
+    """SELECT by truth values or floats between floats of the output's shape, or single values; no constant matrix."""
+    condition, *choices = node.inputs
     shape = node.outputs[0].shape if node.outputs else ()
-    fits = all(t.dtype in FLOAT and (t.shape == shape or t.elements == 1) for t in choices)
-    return require(fits, "chooses between integers, or broadcasts", "select between floats of the output's shape")
+    fits = condition.dtype in FLOAT | {"bool"} and all(
+        t.dtype in FLOAT and (t.shape == shape or _is_single(t)) and not (t.is_constant and len(t.shape) == MATRIX_RANK)
+        for t in choices
+    )
+    return require(
+        fits,
+        "chooses between integers, broadcasts, or holds a constant matrix",
+        "select between floats of the output's shape",
+    )
+
+
+def _is_single(tensor: Tensor) -> bool:
+    """One value in no dimension, or in one."""
+    return tensor.elements == 1 and len(tensor.shape) <= 1
 
 
 def not_both_alignments(node: Node) -> Refusal | None:
@@ -285,7 +318,7 @@ def beta_of_one(node: Node) -> Refusal | None:
     return require(beta == 1, f"beta {beta}", "multiply by beta before the softmax")
 
 
-_EVERY: Final[tuple[Rule, ...]] = (computed_types,)
+_EVERY: Final[tuple[Rule, ...]] = (computed_types, one_to_four_dimensions)
 
 # fmt: off
 _UNARY: Final = (

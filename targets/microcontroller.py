@@ -22,6 +22,7 @@ NAME: str = "mcu"
 SUMMARY: str = "TFLite Micro on a microcontroller"
 PRECISIONS: tuple[Precision, ...] = ("int8", "int16x8")
 IO_TYPES: tuple[IoType, ...] = ("int8", "uint8", "float32")
+DENSE_PER_TENSOR: bool = True  # Firmware of some years ago reads the first scale alone, and says nothing.
 SPARSE: tuple[Precision, ...] = ()
 FLASHED: bool = True
 HOST_RUNS: bool = False

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Mapping
 
     from edgebuild.export.flatbuffer import Subgraph
 
@@ -16,21 +16,33 @@ def _producers(graph: Subgraph) -> dict[int, frozenset[int]]:
     return {op.index: frozenset(writer[t] for t in op.inputs if t in writer) - {op.index} for op in graph.operators}
 
 
-def stranded(graph: Subgraph, refused: Collection[int]) -> dict[int, int]:
-    """Accepted operators that a single leading subgraph loses, each with the refused operator it descends from.
+def _first(producers: Mapping[int, frozenset[int]]) -> int | None:
+    """The first operator that can run; TFLite's partitioner begins with all of its sort, refused or accepted."""
+    return next((index for index, feeds in producers.items() if not feeds), None)
 
-    Refused operators that nothing accepted feeds run before the accelerator and cost nothing else. Every other
-    refused operator runs after it, and so does whatever descends from one.
+
+def leading(graph: Subgraph, refused: Collection[int]) -> frozenset[int]:
+    """Refused operators that run before the accelerator and cost nothing else: none, where it comes first."""
+    waiting = _producers(graph)
+    return frozenset(_ready(waiting, refused)) if _first(waiting) in refused else frozenset()
+
+
+def stranded(graph: Subgraph, refused: Collection[int]) -> dict[int, int]:
+    """Accepted operators that a single accelerator call loses, each with a refused operator it descends from.
+
+    TFLite's partitioner puts what is refused and ready at once before that call, but only where such an operator comes
+    first in the graph; the call takes all accepted operators that are ready then, and the rest runs after it.
+    ref: tensorflow/lite/graph_info.cc, PartitionGraphIntoIndependentNodeSubsets.
     """
-    before: set[int] = set()
+    waiting = _producers(graph)
+    before = leading(graph, refused)
+    for index in before:
+        del waiting[index]
+    _ready(waiting, {index for index in waiting if index not in refused})
     after: dict[int, int] = {}
-    for index, feeds in _producers(graph).items():
-        cause = next((after[feed] for feed in sorted(feeds) if feed in after), None)
-        if index in refused and feeds <= before:
-            before.add(index)
-        elif index in refused:
-            after[index] = index
-        elif cause is not None:
+    for index, feeds in waiting.items():
+        cause = index if index in refused else next((after[feed] for feed in sorted(feeds) if feed in after), None)
+        if cause is not None:
             after[index] = cause
     return {index: cause for index, cause in after.items() if index not in refused}
 
@@ -38,27 +50,29 @@ def stranded(graph: Subgraph, refused: Collection[int]) -> dict[int, int]:
 def groups(graph: Subgraph, refused: Collection[int]) -> list[list[int]]:
     """Accepted operators in the groups TFLite's partitioner makes of them, in execution order.
 
-    It takes alternately all refused and all accepted operators whose inputs are ready, until none is left.
+    It takes alternately all refused and all accepted operators whose inputs are ready, until none is left; the first
+    that is ready decides which come first.
     ref: tensorflow/lite/graph_info.cc, PartitionGraphIntoIndependentNodeSubsets.
     """
-    waiting = _producers(graph)
-    made: list[list[int]] = []
-    accepted = False
-    while waiting:
-        accepted = not accepted
-        taken = _ready(waiting, {index for index in waiting if (index not in refused) == accepted})
-        if accepted and taken:
-            made.append(taken)
-        if not taken and not any(feeds.isdisjoint(waiting) for feeds in waiting.values()):
-            break  # Operators that wait for each other: no valid model has them, and none of them can run.
-    return made
+    producers = _producers(graph)
+    begins_refused = _first(producers) in refused
+    turns: dict[
+        int, int
+    ] = {}  # Each waits for the last of those it reads from; even turns are of the first one's sort.
+    made: dict[int, list[int]] = {}
+    for index, feeds in producers.items():
+        earliest = max((turns[feed] for feed in feeds), default=0)
+        turns[index] = earliest + (earliest % 2 != ((index in refused) != begins_refused))
+        if index not in refused:
+            made.setdefault(turns[index], []).append(index)
+    return [made[turn] for turn in sorted(made)]
 
 
 def _ready(waiting: dict[int, frozenset[int]], candidates: Collection[int]) -> list[int]:
     """Remove from `waiting` the candidates that can run, in file order (which is execution order), and name them."""
     ready = []
     for index in sorted(candidates):
-        if waiting[index].isdisjoint(waiting):
+        if not any(feed in waiting for feed in waiting[index]):
             del waiting[index]
             ready.append(index)
     return ready

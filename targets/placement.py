@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from edgebuild.targets.evidence import Evidence  # At run time too: the report's JSON Schema is made from annotations.
 
@@ -23,10 +23,19 @@ class Unmapped:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """Something to know of a model on a target that is no operator's placement, and what to do about it."""
+
+    what: str
+    action: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Placement:
     """Operators of the main subgraph that `accelerator` takes (`mapped`) out of all of them (`operators`).
 
-    `fallback` names what runs the others, or is empty where nothing does and the model can't run at all.
+    `fallback` names what runs the others, or is empty where nothing does and the model can't run at all. `subgraphs` is
+    how many times an inference calls the accelerator, None where only its compiler would know.
     """
 
     accelerator: str
@@ -36,11 +45,17 @@ class Placement:
     unmapped: tuple[Unmapped, ...]
     evidence: Evidence
     source: str
+    subgraphs: int | None = None
+    findings: tuple[Finding, ...] = ()
 
     @property
     def mapped_share(self) -> float:
         """Mapped operators over all operators, 0 to 1; an empty graph is fully mapped."""
         return self.mapped / self.operators if self.operators else 1.0
+
+    def reaches(self, least: float) -> bool | None:
+        """Whether at least that share of the operators is mapped; None where the placement is not known."""
+        return None if self.evidence == "unavailable" else self.mapped_share >= least
 
 
 def predicted(accelerator: str, fallback: str, operators: int, lost: Mapping[int, Unmapped], source: str) -> Placement:
@@ -54,6 +69,12 @@ def predicted(accelerator: str, fallback: str, operators: int, lost: Mapping[int
         evidence="predicted",
         source=source,
     )
+
+
+def from_plain(raw: Mapping[str, Any]) -> Placement:
+    """A placement that `asdict` made plain."""
+    unmapped = tuple(Unmapped(**entry) for entry in raw["unmapped"])
+    return Placement(**{**raw, "unmapped": unmapped, "findings": tuple(Finding(**entry) for entry in raw["findings"])})
 
 
 def to_json(placement: Placement) -> str:

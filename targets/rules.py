@@ -8,13 +8,15 @@ to a `Refusal`, or to None where the operator is taken.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from edgebuild.targets.placement import Unmapped
 
 if TYPE_CHECKING:
     from edgebuild.export.flatbuffer import Flatbuffer, Operator, Option, Tensor
+
+_MOST_INTEGERS: Final = 1024  # Axes and paddings are a few. Many operators may share one long list, and each is asked.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,11 +29,15 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """An operator with its tensors; `folded` are tensors that are constant once constants are dequantized."""
+    """An operator with its tensors; `folded` are tensors that are constant once constants are dequantized.
+
+    `zeros` is what is known of constants by tensor: nodes of a graph share it, so that a constant is read once.
+    """
 
     operator: Operator
     tensors: tuple[Tensor, ...]
     folded: frozenset[int] = frozenset()
+    zeros: dict[int, bool] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def kind(self) -> str:
@@ -70,9 +76,16 @@ class Node:
     def integers(self, position: int) -> tuple[int, ...] | None:
         """The constant integers at an input position (axes, paddings), flat; None where they are no such constant."""
         tensor = self.input(position)
-        if tensor is None or not tensor.is_constant or "int" not in tensor.dtype:
+        if tensor is None or not tensor.is_constant or "int" not in tensor.dtype or tensor.elements > _MOST_INTEGERS:
             return None
         return tuple(int(value) for value in tensor.values().reshape(-1))
+
+    def is_real_zero(self, tensor: Tensor) -> bool:
+        """Whether every value of a constant stands for 0.0, that is, equals the zero point."""
+        if tensor.index not in self.zeros:
+            zero_point = tensor.quantization.zero_point[0] if tensor.quantization else 0
+            self.zeros[tensor.index] = bool((tensor.values() == zero_point).all())
+        return self.zeros[tensor.index]
 
     def option(self, name: str, default: Option) -> Option:
         """One of the operator's attributes, in the schema's name."""
@@ -99,10 +112,9 @@ class Table:
 
     def refused(self, model: Flatbuffer, folded: frozenset[int] = frozenset()) -> dict[int, Unmapped]:
         """Operators of the main subgraph that a rule refuses, by index."""
-        found = (
-            (node, self.refusal(node)) for node in (Node(op, model.main.tensors, folded) for op in model.main.operators)
-        )
-        return {node.operator.index: unmapped(node.operator, model, why) for node, why in found if why is not None}
+        zeros: dict[int, bool] = {}
+        found = ((op, self.refusal(Node(op, model.main.tensors, folded, zeros))) for op in model.main.operators)
+        return {op.index: unmapped(op, model, why) for op, why in found if why is not None}
 
     def refusal(self, node: Node) -> Refusal | None:
         """What the first rule that refuses an operator says."""

@@ -20,10 +20,31 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Memory:
-    """What the model occupies on the device, in bytes: working memory and program storage."""
+    """What the model occupies on the device, in bytes: working memory and program storage.
+
+    An accelerator with memory of its own keeps `on_chip_bytes` of the model's parameters there and has `streamed_bytes`
+    sent anew at every inference. Both are None where there is no such memory.
+    """
 
     arena_bytes: Figure
     flash_bytes: Figure
+    on_chip_bytes: Figure | None = None
+    streamed_bytes: Figure | None = None
+
+
+def memory_from_plain(raw: Mapping[str, Any]) -> Memory:
+    """A record that `asdict` made plain."""
+    figures: dict[str, Any] = {kind: None if figure is None else Figure(**figure) for kind, figure in raw.items()}
+    return Memory(**figures)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compiled:
+    """What a target's own compiler made of an artifact: the files in `folder`, and what it said of them."""
+
+    folder: Path
+    placement: Placement
+    memory: Memory
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,13 +52,16 @@ class Artifact:
     """A finished flatbuffer on its way to a target.
 
     `vectors` are a few evaluation inputs and what the model gives for them on tflite-runtime, in the model's own
-    types (`int8 [1, H, W, C]` for an int8 input), by signature name: `(inputs, outputs)` pairs.
+    types (`int8 [1, H, W, C]` for an int8 input), by signature name: `(inputs, outputs)` pairs. `compiled` is None
+    where the target's own compiler was not run, `placed` where no more is known of its placement than the file tells.
     """
 
     data: bytes
     flatbuffer: Flatbuffer
     vectors: tuple[tuple[Mapping[str, NDArray[Any]], Mapping[str, NDArray[Any]]], ...]
     labels: tuple[str, ...] = ()
+    compiled: Compiled | None = None
+    placed: Placement | None = None
 
 
 class Target(Protocol):
@@ -47,6 +71,7 @@ class Target(Protocol):
     SUMMARY: str
     PRECISIONS: tuple[Precision, ...]  # The first is the default.
     IO_TYPES: tuple[IoType, ...]  # The first is the default for quantized models; float models keep float32.
+    DENSE_PER_TENSOR: bool  # Whether int8 kernels of dense layers have one scale, not one a channel.
     SPARSE: tuple[Precision, ...]  # Whose weights it takes stored without their zeros.
     FLASHED: bool  # Whether the file lies as it is in program storage; elsewhere it comes in a compressed download.
     HOST_RUNS: bool  # Whether this machine's tflite-runtime is the target itself, or only stands in for it.

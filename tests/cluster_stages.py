@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ from typing import Any
 import stand_ins
 from stand_ins import Text
 
-from edgebuild.pipeline import stages
+from edgebuild.calibration.errors import DataError
+from edgebuild.pipeline import headway, stages
 from edgebuild.pipeline.task import Stage
 
 LOSE_WORKER: str = (
@@ -32,6 +34,17 @@ def write_and_log(parameters: Text, _: Mapping[str, Path], out: Path) -> None:
     (out / "text").write_text(text)
 
 
+def say_until_heard(parameters: Text, _: Mapping[str, Path], out: Path) -> None:
+    """Tell how far this has come, and end when whoever hears it makes the file of that name."""
+    headway.say("half way")
+    given_up = time.monotonic() + 60
+    while not Path(parameters.text).exists():
+        if time.monotonic() > given_up:
+            raise DataError("nobody heard it")
+        time.sleep(0.01)
+    (out / "text").write_text("heard")
+
+
 def lose_worker_once(parameters: Text, _: Mapping[str, Path], out: Path) -> None:
     """Kill the Dask worker above while the file of that name is there; write otherwise."""
     _lose_worker(Path(parameters.text))
@@ -45,7 +58,7 @@ def lose_worker(_: Text, __: Mapping[str, Path], ___: Path) -> None:
 
 STAND_INS = {
     name: getattr(stand_ins, name) for name in ("write", "process_id", "segfault", "killed", "refuse", "broken", "slow")
-} | {f.__name__: f for f in (where, write_and_log, lose_worker_once, lose_worker)}
+} | {f.__name__: f for f in (where, write_and_log, say_until_heard, lose_worker_once, lose_worker)}
 STAGES = {
     name: Stage(name=name, version=1, function=function, worker="light", tools=())
     for name, function in STAND_INS.items()

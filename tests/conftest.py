@@ -15,6 +15,11 @@ import projects
 import pytest
 from hypothesis import settings
 
+# A GPU runtime of the developer's own is asked where a test says so; elsewhere rules predict, on every machine alike.
+LITERT = os.environ.pop("EDGEBUILD_LITERT", "")
+os.environ.pop("EDGEBUILD_GPU_DELEGATE", None)
+os.environ["XDG_DATA_HOME"] = "/nonexistent"
+
 settings.register_profile("edgebuild", deadline=None)  # A busy machine is no fault; pytest-timeout stops what hangs.
 settings.load_profile("edgebuild")
 

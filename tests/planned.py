@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import yaml
 
-from edgebuild.pipeline import config, plan
+from edgebuild.pipeline import config, planner
 from edgebuild.pipeline.plan import Plan
 from edgebuild.targets.registry import TARGETS
 
@@ -51,4 +51,4 @@ def configure(folder: Path, raw: Mapping[str, Any], comment: str = "") -> None:
 
 def planned(folder: Path, *targets: str) -> Plan:
     """The plan of what lies in a folder."""
-    return plan.make(config.load(folder / config.NAME), targets)
+    return planner.make(config.load(folder / config.NAME), targets)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgebuild.calibration.errors import DataError
+from edgebuild.pipeline import headway
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +78,12 @@ def touch_source(_: Text, inputs: Mapping[str, Path], out: Path) -> None:
     """Change the source while reading it."""
     inputs["data"].write_text("changed")
     (out / "text").write_text("made from something else")
+
+
+def say(_: Text, __: Mapping[str, Path], out: Path) -> None:
+    """Tell how far it has come."""
+    headway.say("half way")
+    (out / "text").write_text("whole")
 
 
 def slow(parameters: Text, _: Mapping[str, Path], out: Path) -> None:

@@ -126,7 +126,7 @@ def test_every_figure_carries_its_evidence(kws: Build) -> None:
                 yield from figures(inner)
 
     found = list(figures(kws.report["targets"]))
-    assert len(found) == 4 * 8, "six of the file, two of memory"
+    assert len(found) == 4 * 8 + 2, "six of the file, two of memory, and two of the Edge TPU's own memory"
     for figure in found:
         assert figure["evidence"] in ("measured", "simulated", "predicted", "unavailable")
         assert (figure["value"] is None) == (figure["evidence"] == "unavailable")
@@ -186,7 +186,7 @@ def test_a_dry_run_tells_hits_from_misses_and_runs_nothing(
     assert "to run" not in stored.stdout
     fresh = run("--dry-run", "-o", tmp_path / "out", cwd=kws.folder, EDGEBUILD_CACHE=str(tmp_path / "empty"))
     assert "stored" not in fresh.stdout
-    assert fresh.stdout.count("to run") == 15
+    assert fresh.stdout.count("to run") == 16
     assert not (tmp_path / "out").exists()
 
 
@@ -204,8 +204,8 @@ def test_artifacts_made_in_another_order_and_process_are_the_same_bytes(
 def test_a_real_model_builds_for_all_targets_within_its_drop(
     name: str, tmp_path: Path, run: Callable[..., Ended]
 ) -> None:
-    # ad01's metric is a mean squared error of about 9 dB²; the others are top-1 shares.
-    drop = 0.5 if name == "ad01" else 0.015
+    # ad01's metric is a mean squared error of about 9 dB², and all its layers are dense; the others are top-1 shares.
+    drop = 0.6 if name == "ad01" else 0.015
     projects.lay_out(tmp_path, name, gates={"max_metric_drop": drop})
     ended = run("--json", cwd=tmp_path)
     assert ended.code == 0, ended.stderr

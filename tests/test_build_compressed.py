@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -94,6 +95,7 @@ def test_a_person_is_told_in_a_line_a_step_and_that_a_microcontroller_gains_noth
     lines = [line for line in told.splitlines() if line.startswith(("prune 50 %:", "cluster 16:"))]
     assert len(lines) == 2
     assert all("mcu nothing" in line and "% gzip" in line for line in lines)
+    assert "  learned from the uncompressed model's outputs (kl) on 200 rows; 12 epochs" in told.splitlines()
     assert "batch normalization was folded" in told
 
 
@@ -122,7 +124,9 @@ def test_the_page_shows_the_ledger_and_reads_back(compressed: tuple[Path, Ended]
     assert found.compression is not None
     assert [len(step.losses) for step in found.compression.steps] == [12, 6]
     for step in found.compression.steps:
-        assert f"{step.learned}." in shown.replace("Learned", "learned").replace("&#39;", "'")
+        assert f"{step.learned}."[1:] in html.unescape(shown), "it begins with a capital there"
+        for word in (f"{max(step.losses):.4g}", "0", "epoch 1", f"{len(step.losses)}"):
+            assert f">{word}</text>" in shown
     assert "the uncompressed model's outputs (kl)" in str(found.compression.steps[0].learned)
 
 

@@ -10,7 +10,7 @@ from projects import shared
 
 from edgebuild.export import flatbuffer, recognise
 from edgebuild.export.formats import IoType, Precision
-from edgebuild.pipeline import config, plan
+from edgebuild.pipeline import config, planner
 from edgebuild.pipeline.build import build
 from edgebuild.pipeline.errors import ConfigError
 from edgebuild.pipeline.report import NoAgreement
@@ -101,7 +101,7 @@ def test_another_format_needs_the_source_model(targets: str, wanted: str, tmp_pa
 def test_every_target_that_it_can_not_be_built_for_is_named(tmp_path: Path) -> None:
     given = project(tmp_path, shared("kws/ref_dynrange.tflite"), "{gpu: {}, cpu: {precision: float32}, edgetpu: {}}")
     with pytest.raises(ConfigError, match="for gpu, cpu, edgetpu\n"):
-        plan.make(given)
+        planner.make(given)
 
 
 @pytest.mark.parametrize(
@@ -119,4 +119,4 @@ def test_it_leaves_no_choice_of_what_a_source_model_leaves_open(said: str, named
     )
     (tmp_path / config.NAME).write_text(text)
     with pytest.raises(ConfigError, match=f"leaves no choice of {named}\n"):
-        plan.make(config.load(tmp_path / config.NAME))
+        planner.make(config.load(tmp_path / config.NAME))

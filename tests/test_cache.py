@@ -354,6 +354,21 @@ def test_ls_shows_short_keys_and_json_full_ones(store: Store) -> None:
     assert listing["size_bytes"] == inventory.entries(store)[0].size_bytes
 
 
+def test_ls_shows_what_stages_that_have_not_ended_left_and_what_it_is(store: Store) -> None:
+    write(store, A)
+    for key in (A, B, C):
+        progress.describe(store, key, f"prune {key[0]}")
+    for key in (B, C):
+        (progress.place(store, key) / "checkpoint.npz").write_bytes(b"x" * 2048)
+    with session(store, [C]):
+        shown, listing = run(store, "ls").stdout, json.loads(run(store, "ls", "--json").stdout)
+    assert f"{B[:12]}    2.0 KiB     now          unfinished: prune b\n" in shown
+    assert "unfinished: prune c (in use)\n" in shown
+    assert "prune a" not in shown, "it has left nothing"
+    assert "2 unfinished, 4.0 KiB beside them" in shown
+    assert [(e["key"], e["in_use"]) for e in sorted(listing["unfinished"], key=str)] == [(B, False), (C, True)]
+
+
 def test_gc_says_what_it_freed(store: Store) -> None:
     write(store, A)
     assert "would free 1." in run(store, "gc", "--max-size", "0B", "--dry-run").stdout

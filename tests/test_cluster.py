@@ -187,6 +187,18 @@ def test_what_is_stored_is_not_run_again(address: str, store: Store) -> None:
     assert [event.state for event in events] == ["cached"]
 
 
+def test_how_far_a_task_has_come_is_heard_while_it_runs(address: str, store: Store, tmp_path: Path) -> None:
+    made = task("say_until_heard", str(tmp_path / "heard"))
+
+    def hear(event: Event) -> None:
+        if event.state == "headway" and event.headway == "half way":
+            (tmp_path / "heard").touch()
+
+    with cluster.runner(address) as runner:
+        outcome = execute({made.key: made}, [made.key], store, jobs=1, on_event=hear, runner=runner)
+    assert text(outcome, made) == "heard"
+
+
 def test_processes_stay_warm_between_builds(address: str, store: Store) -> None:
     made = [task("process_id", str(index)) for index in range(6)]
     found = {text(run(address, store, *made[:3]), one) for one in made[:3]}

@@ -208,6 +208,33 @@ def test_a_larger_artifact_fails_only_where_it_is_asked_about(digits: Build, tmp
     assert run("compare", larger, digits.out, "--fail-on", "regress:size:5%", cwd=tmp_path).code == 0
 
 
+def test_a_compressed_build_is_told_and_its_agreement_is_with_another_model(
+    digits: Build, tmp_path: Path, run: Run
+) -> None:
+    def compress(report: dict[str, Any]) -> None:
+        step: dict[str, Any] = {"step": "prune 50 %", "kernels": [], "losses": [], "search": None, "notes": []}
+        report["compression"] = {"steps": [step], "findings": [], "lost": []}
+        for target in report["targets"].values():
+            target["ledger"] = [{"step": "prune 50 %", "why": "of no matter here"}]
+
+    other = altered(digits, tmp_path, compress)
+    found = compare(digits.out, other)
+    assert found.notes == ("a is not compressed; b is compressed: prune 50 %",)
+    assert {d.change for d in found.differences if d.figure == "agreement"} == {"not comparable"}
+    assert compare(other, other).notes == ()
+    assert "a is not compressed" in run("compare", digits.out, other, cwd=tmp_path).stdout
+
+
+def test_a_change_from_next_to_nothing_is_no_share(digits: Build, tmp_path: Path, run: Run) -> None:
+    def disagree(report: dict[str, Any]) -> None:
+        report["targets"]["gpu"]["agreement"]["relative_rmse"] = 0.25
+
+    ended = run("compare", digits.out, altered(digits, tmp_path, disagree), cwd=tmp_path)
+    (line,) = (line for line in ended.stdout.splitlines() if "agreement" in line)
+    assert "+0.2" in line
+    assert "%" not in line
+
+
 def test_a_target_that_failed_since_has_its_failures_code(digits: Build, tmp_path: Path) -> None:
     def fail(report: dict[str, Any]) -> None:
         del report["targets"]["mcu"]
@@ -255,8 +282,13 @@ def test_a_folder_in_a_flatbuffers_place_is_refused(digits: Build, tmp_path: Pat
 # Whether two models compute the same
 
 
-def test_artifacts_that_differ_in_their_ends_alone_compute_the_same(kws: Build) -> None:
-    found = compare(kws.out / "cpu/model.tflite", kws.out / "mcu/model.tflite", data=kws.folder / "evaluation.npz")
+def test_artifacts_that_differ_in_their_ends_alone_compute_the_same(
+    kws: Build, tmp_path: Path, run: Callable[..., Ended]
+) -> None:
+    as_for_mcu = ("-t", "cpu", "--set", "targets.cpu.dense_per_channel=false", "-o", tmp_path)
+    assert run(*as_for_mcu, cwd=kws.folder).code == 0
+    cpu, mcu = tmp_path / "cpu/model.tflite", kws.out / "mcu/model.tflite"
+    found = compare(cpu, mcu, data=kws.folder / "evaluation.npz")
     assert found.outputs is not None
     assert found.outputs.sameness == "equal"
     assert found.outputs.agreement.n == 300

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +31,15 @@ from quarters import (  # noqa: E402
 
 from edgebuild.calibration.errors import DataError  # noqa: E402
 from edgebuild.export.errors import ModelError  # noqa: E402
-from edgebuild.pipeline.compress import batches, finetune, losses, steps  # noqa: E402
+from edgebuild.pipeline.compress import batches, finetune, losses, steps, work  # noqa: E402
 from edgebuild.pipeline.compress.batches import Data  # noqa: E402
-from edgebuild.pipeline.compress.settings import Cluster, Compression, Finetune, Prune  # noqa: E402
+from edgebuild.pipeline.compress.checkpoint import Course, Epoch  # noqa: E402
+from edgebuild.pipeline.compress.settings import Cluster, Compression, Finetune, Prune, Qat  # noqa: E402
+from edgebuild.pipeline.compress.structure import Structure  # noqa: E402
 from edgebuild.pipeline.ingest import float_model  # noqa: E402
 from edgebuild.pipeline.task import Task  # noqa: E402
+
+ONCE = Finetune(epochs=1, batch=32)
 
 
 @pytest.fixture(scope="module")
@@ -111,13 +118,30 @@ def test_a_model_without_a_batch_axis_is_compressed_but_not_trained(tmp_path: Pa
         compressed(folder, Prune(finetune=Finetune(epochs=1)), tmp_path / "never")
 
 
-def test_a_loss_that_is_no_number_ends_it() -> None:
+def line() -> tuple[Any, Data, losses.ToLabels]:
+    """A model of one sum, samples of it, and how far it is off."""
     model = tf_keras.Sequential([tf_keras.layers.Input((3,)), tf_keras.layers.Dense(1)])
     data = Data(inputs=(np.ones((64, 3), np.float32),), labels=np.ones((64, 1), np.float32))
-    squares = losses.ToLabels(output=0, kind="mse", form="logits", numbers=False)
+    return model, data, losses.ToLabels(output=0, kind="mse", form="logits", numbers=False)
+
+
+def test_a_loss_that_is_no_number_ends_it() -> None:
+    model, data, squares = line()
     wild = Finetune(epochs=3, learning_rate=1e6, optimizer="sgd", batch=4)
     with pytest.raises(DataError, match=r"diverged: its loss is (nan|inf) in epoch 1"):
         finetune.tune(model, data, squares, wild, 0, free)
+
+
+def test_a_loss_that_is_no_number_on_samples_held_back_ends_it() -> None:
+    model, data, squares = line()
+    tuned = Finetune(epochs=1, batch=4, early_stop=1, validation=0.2)
+    held = batches.split(replace(data, labels=np.arange(len(data))), tuned, 0)[1]
+    assert held is not None
+    assert held.labels is not None
+    assert data.labels is not None
+    data.labels[held.labels] = np.nan
+    with pytest.raises(DataError, match="diverged: its loss is nan on the samples held back in epoch 1"):
+        finetune.tune(model, data, squares, tuned, 0, free)
 
 
 # Ending early
@@ -132,12 +156,32 @@ def test_an_early_stop_keeps_the_best_epoch(project: Path, tmp_path: Path) -> No
     ranks = [(-epoch["validation_metric"], epoch["validation_loss"]) for epoch in history]
     assert len(history) < WATCHED.epochs
     assert ranks.index(min(ranks)) == len(history) - 3, "two epochs after the best were no better"
+    learned = json.loads((tmp_path / "out" / steps.STEP).read_text())["learned"]
+    assert learned == {
+        "source": "labels",
+        "loss": "crossentropy",
+        "rows": SAMPLES * 4 // 5,
+        "held": SAMPLES // 5,
+        "epochs": len(history),
+        "kept": len(history) - 2,
+    }
     images, labels = samples()
     used = batches.split(Data(inputs=(images,), labels=labels), WATCHED, 3)[1]
     assert used is not None
     assert used.labels is not None
     (outputs,) = losses.answers(float_model.rebuild(tmp_path / "out"), used.inputs)
     assert (outputs.argmax(1) == used.labels).mean() == -min(ranks)[0]
+
+
+@pytest.mark.parametrize(("ranks", "kept"), [((2.0, 1.0, 3.0, 1.0), 2), ((math.nan, math.nan), 2), ((), 3)])
+def test_the_epoch_is_told_whose_weights_stay(ranks: Sequence[float], kept: int) -> None:
+    course = Course()
+    for rank in ranks or (0.0, 0.0, 0.0):
+        course.history.append(Epoch(loss=0.0, validation_loss=None, validation_metric=None))
+        if ranks:  # Nothing is judged where nothing is held back.
+            course.judge([rank], [np.array(len(course.history))])
+    assert course.kept == kept
+    assert not course.best_weights or int(course.best_weights[0]) == kept
 
 
 def test_without_labels_an_early_stop_watches_the_loss(tmp_path: Path) -> None:
@@ -206,10 +250,92 @@ def test_labels_that_are_not_there_are_not_learned_from(tmp_path: Path) -> None:
         compressed(folder, Prune(finetune=Finetune(epochs=1, learn_from="labels")), tmp_path / "out")
 
 
+@pytest.mark.parametrize(("labelled", "source", "loss"), [(True, "labels", "crossentropy"), (False, "model", "kl")])
+def test_a_step_says_what_it_learned_from(tmp_path: Path, *, labelled: bool, source: str, loss: str) -> None:
+    folder = folder_of(network(), tmp_path / "project", labelled=labelled)
+    compressed(folder, Prune(finetune=Finetune(epochs=2, batch=160)), tmp_path / "out")
+    learned = json.loads((tmp_path / "out" / steps.STEP).read_text())["learned"]
+    assert learned == {"source": source, "loss": loss, "rows": SAMPLES, "held": 0, "epochs": 2, "kept": 2}
+
+
+@pytest.mark.parametrize(("rows", "told"), [(3, ["only 3 rows to learn from"]), (work.FEW_ROWS, [])])
+def test_few_rows_to_learn_from_are_told_of(tmp_path: Path, rows: int, told: list[str]) -> None:
+    folder = folder_of(network(), tmp_path / "project", count=rows)
+    compressed(folder, Prune(finetune=Finetune(epochs=1)), tmp_path / "out")
+    notes = json.loads((tmp_path / "out" / steps.STEP).read_text())["notes"]
+    assert [note.partition(":")[0] for note in notes] == told
+
+
+@pytest.mark.parametrize("technique", [Prune(finetune=ONCE), Cluster(finetune=ONCE), Qat(finetune=ONCE)])
+def test_training_keeps_what_the_structures_are_now(
+    project: Path, monkeypatch: pytest.MonkeyPatch, technique: Any
+) -> None:
+    """In the midst of it a worker takes those of worker 0."""
+    opened = work.start(Compression(technique=technique, output="", seed=3), inputs_of(project))
+    shapes = {name: kernel.value.shape for name, kernel in opened.kernels.items()}
+    opened.structures.update({name: Structure(kept=np.ones(shape, bool)) for name, shape in shapes.items()})
+    kept: list[str] = []
+
+    def tune(model: Any, *given: Any, structures: dict[str, Structure], **_: Any) -> Course:
+        keep = given[-1]
+        first, settled, after = keep(0, 100), keep(98, 100), keep(99, 100)
+        assert first.keys() == settled.keys()
+        assert settled == after, "made anew each step"
+        structures.update({name: Structure(kept=np.zeros(shape, bool)) for name, shape in shapes.items()})
+        projections = keep(99, 100)
+        for variable in model.trainable_variables:
+            if variable.name in projections:
+                kept.append(variable.name)
+                assert not projections[variable.name](variable).numpy().any()
+        return Course()
+
+    monkeypatch.setattr(finetune, "tune", tune)
+    steps._TECHNIQUES[type(technique)](technique, opened)
+    assert len(kept) == len(shapes)
+
+
+def test_rows_that_are_held_back_are_none_to_learn_from(tmp_path: Path) -> None:
+    folder = folder_of(network(), tmp_path / "project", count=work.FEW_ROWS)
+    compressed(folder, Prune(finetune=Finetune(epochs=1, early_stop=1, validation=0.25)), tmp_path / "out")
+    notes = json.loads((tmp_path / "out" / steps.STEP).read_text())["notes"]
+    assert [note.partition(":")[0] for note in notes] == [f"only {work.FEW_ROWS * 3 // 4} rows to learn from"]
+
+
+def test_what_the_source_froze_is_compressed_and_learns_and_that_is_told(tmp_path: Path) -> None:
+    model = network()
+    first = next(layer for layer in model.layers if layer.weights)
+    first.trainable = False
+    folder = folder_of(model, tmp_path / "project")
+    compressed(folder, Prune(sparsity=0.5, finetune=Finetune(epochs=1, batch=32)), tmp_path / "out")
+    record = json.loads((tmp_path / "out" / steps.STEP).read_text())
+    (found,) = [kernel for kernel in record["kernels"] if kernel["layer"] == first.name]
+    assert found["zeros"] == found["weights"] // 2
+    assert any("source had frozen" in note and first.name in note for note in record["notes"])
+    after = float_model.rebuild(tmp_path / "out").get_layer(first.name).get_weights()[0]
+    assert (after[after != 0] != first.get_weights()[0][after != 0]).any()
+
+
+def test_a_kernel_of_one_block_is_left_and_named(project: Path, tmp_path: Path) -> None:
+    compressed(project, Prune(block="1x16", finetune=Finetune(epochs=0)), tmp_path / "out")
+    notes = json.loads((tmp_path / "out" / steps.STEP).read_text())["notes"]
+    assert any(note.startswith("classes/kernel") and "of larger matrices" in note for note in notes)
+
+
 def test_a_layer_that_is_not_there_is_named(project: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no layer with weights is named secnod") as told:
         compressed(project, Prune(layers={"secnod": 0.3}), tmp_path / "out")
     assert "second" in told.value.cause
+
+
+def test_a_kernel_that_no_gradient_reaches_is_named(tmp_path: Path) -> None:
+    image = tf_keras.layers.Input((8, 8, 2), name="image")
+    flat = tf_keras.layers.Flatten()(image)
+    deaf = tf.stop_gradient(tf_keras.layers.Dense(4, name="deaf")(flat))
+    hears = tf_keras.layers.Dense(4, name="hears")(flat)
+    model = tf_keras.Model(image, tf_keras.layers.Dense(4, activation="softmax", name="classes")(deaf + hears))
+    compressed(folder_of(model, tmp_path / "project"), Prune(finetune=Finetune(epochs=1)), tmp_path / "out")
+    notes = json.loads((tmp_path / "out" / steps.STEP).read_text())["notes"]
+    assert "no gradient reaches deaf/kernel: compressed, and not trained" in notes
 
 
 def test_a_model_that_no_gradient_reaches_is_refused_in_words() -> None:

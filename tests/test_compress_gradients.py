@@ -46,8 +46,8 @@ def by_itself(model: Any, **settings: Any) -> list[float]:
     """The losses of a training by labels."""
     images, labels = samples()
     tuned = Finetune(epochs=4, batch=31, learning_rate=5e-3, **settings)
-    history = finetune.tune(model, Data(inputs=(images,), labels=labels), by_labels(model), tuned, 0, free)
-    return [epoch.loss for epoch in history]
+    course = finetune.tune(model, Data(inputs=(images,), labels=labels), by_labels(model), tuned, 0, free)
+    return [epoch.loss for epoch in course.history]
 
 
 def test_half_precision_learns_the_same_and_leaves_float32() -> None:
@@ -140,9 +140,9 @@ def on_two_devices() -> None:
             model = network()
             settings = Finetune(epochs=4, batch=31, learning_rate=5e-3, strategy=strategy, mixed_precision=mixed)
             loss = losses.to_model(teacher, [images], "auto") if taught else by_labels(model)
-            history = finetune.tune(model, Data(inputs=(images,), labels=labels), loss, settings, 0, free)
+            course = finetune.tune(model, Data(inputs=(images,), labels=labels), loss, settings, 0, free)
             sums = [float(np.abs(weights).sum()) for weights in model.get_weights()]
-            print(json.dumps([epoch.loss for epoch in history] + sums))  # noqa: T201 - to its parent
+            print(json.dumps([epoch.loss for epoch in course.history] + sums))  # noqa: T201 - to its parent
 
 
 CASES = [(False, False), (False, True), (True, False)]

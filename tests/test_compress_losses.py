@@ -219,5 +219,5 @@ def test_every_sample_is_measured_once(fixed: int | None, last: list[int]) -> No
 
 def test_a_single_sample_can_not_be_held_back_and_trained_on() -> None:
     used, _ = batches.split(data(1), Finetune(early_stop=1), 0)
-    with pytest.raises(DataError, match="0 samples for batches of 1"):
+    with pytest.raises(DataError, match="early_stop holds all samples back"):
         batches.size(None, used, Finetune())

@@ -212,6 +212,18 @@ def test_names_layers_without_a_rule_and_converts_the_mixture(tmp_path: Path) ->
     assert np.abs(got - wanted).mean() < np.abs(wanted - wanted.mean(0)).mean(), "it answers no better than the mean"
 
 
+def test_names_what_is_not_trained_and_nothing_else(tmp_path: Path) -> None:
+    given = layers.Input((8, 8, 2), name="image")
+    flat = layers.Flatten()(given)
+    heard = layers.Dense(4, name="hears")(flat) + tf.stop_gradient(layers.Dense(4, name="deaf")(flat))
+    model = tf_keras.Model(given, layers.Dense(CLASSES, activation="softmax", name="classes")(heard))
+    found = Project(tmp_path, model).compress(Qat(finetune=SHORT))
+    notes = json.loads((found / steps.STEP).read_bytes())["notes"]
+    assert [note for note in notes if "no gradient" in note] == [
+        "no gradient reaches deaf/kernel: compressed, and not trained"
+    ]
+
+
 def floats(graph: flatbuffer.Subgraph) -> int:
     """Tensors that int8 could not be had for."""
     return sum(tensor.dtype == "float32" for tensor in graph.tensors)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import math
 import os
@@ -11,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 pytest.importorskip("tensorflow")
@@ -127,6 +129,16 @@ def resumed(folder: Path, project: Path, out: Path, technique: Any = RESUMED) ->
     return files(out)
 
 
+def lacking_last(whole: bytes) -> bytes:
+    """A checkpoint without the last variable, whole otherwise."""
+    with np.load(io.BytesIO(whole)) as archive:
+        found = {name: archive[name] for name in archive.files}
+    del found[max(name for name in found if name.startswith("variable:"))]
+    made = io.BytesIO()
+    np.savez(made, **found)
+    return made.getvalue()
+
+
 @pytest.mark.usefixtures("often")
 def test_a_damaged_or_foreign_checkpoint_is_told_of_and_not_used(
     project: Path, tmp_path: Path, counted: list[int], caplog: pytest.LogCaptureFixture
@@ -135,7 +147,8 @@ def test_a_damaged_or_foreign_checkpoint_is_told_of_and_not_used(
     wanted = resumed(folder, project, tmp_path / "first")
     whole = (folder / checkpoint.FILE).read_bytes()
     middle = len(whole) // 2
-    for number, damaged in enumerate((whole[:middle], whole[:middle] + b"?" + whole[middle + 1 :], b"", b"no archive")):
+    flipped = whole[:middle] + b"?" + whole[middle + 1 :]
+    for number, damaged in enumerate((whole[:middle], flipped, lacking_last(whole), b"", b"no archive")):
         (folder / checkpoint.FILE).write_bytes(damaged)
         caplog.clear()
         counted.clear()
@@ -165,3 +178,12 @@ def test_short_training_writes_no_checkpoint(project: Path, tmp_path: Path, monk
     monkeypatch.setattr(checkpoint, "EVERY_S", math.inf)  # However slow this machine is.
     resumed(tmp_path / "progress", project, tmp_path / "out")
     assert not (tmp_path / "progress").exists()
+
+
+def test_a_stray_file_beside_what_is_unfinished_is_none(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    progress.describe(store, KEY, "prune")
+    (progress.place(store, KEY) / checkpoint.FILE).write_bytes(b"something")
+    (tmp_path / "progress" / "note.txt").write_text("stray")
+    assert [one.key for one in progress.unfinished(store)] == [KEY]
+    assert progress.abandoned(store, 0.0) == [progress.place(store, KEY)]

@@ -121,6 +121,12 @@ def test_a_function_of_ones_own_says_which_way_is_better() -> None:
     assert "only for package.module:function" in problem(metric={"name": "mse", "higher_is_better": True})
 
 
+def test_an_interval_is_asked_for_of_a_function_of_ones_own_alone() -> None:
+    errors = {"name": "mine:word_errors", "higher_is_better": False, "interval": True}
+    assert parse(SMALLEST | {"metric": errors}).metric.interval is True
+    assert "interval is only for package.module:function" in problem(metric={"name": "mse", "interval": True})
+
+
 # Mistakes
 
 
@@ -246,7 +252,11 @@ def test_an_unknown_target_is_named_with_the_nearest_one() -> None:
         ("cpu", {"precision": "float16", "io": "int8"}, "targets.cpu.io: int8 is for int8 models; float16 ones keep"),
         ("cpu", {"board": "cortex-m4"}, "targets.cpu.board: only mcu has boards"),
         ("gpu", {"sparse": True}, "targets.gpu.sparse: gpu can't unpack weights"),
-        ("cpu", {"precision": "dynamic", "sparse": True}, "targets.cpu.sparse: cpu takes it for float32, float16, int8"),
+        (
+            "cpu",
+            {"precision": "dynamic", "sparse": True},
+            "targets.cpu.sparse: cpu takes it for float32, float16, int8",
+        ),
         ("mcu", {"board": "cortex-m44"}, "targets.mcu.board: unknown board; did you mean cortex-m4?"),
     ],
 )
@@ -398,6 +408,35 @@ def test_an_override_may_go_below_a_shorthand(folder: Path) -> None:
     assert (found.data.calibration.source, found.data.calibration.samples) == ("data.npz", 9)
     assert (found.model.path, found.model.input_shapes) == ("model.h5", {"a.b": (1, 2)})
     assert (found.metric.name, found.metric.output) == ("top1", "x")
+
+
+STEPS = {"compress": [{"prune": {"sparsity": 0.5}}, {"cluster": None}]}
+
+
+def test_an_override_reaches_into_a_list_by_number(folder: Path) -> None:
+    write(folder, SMALLEST | {"data": {"calibration": "data.npz"}} | STEPS)
+    overrides = [
+        "compress.0.prune.sparsity=0.4",
+        "compress.0.prune.layers.conv.1/*=0.1",
+        "compress.1.cluster.clusters=8",
+    ]
+    prune, cluster = (step.technique for step in load_from(folder, *overrides).config.compress)
+    assert prune == compression.Prune(sparsity=0.4, layers={"conv.1/*": 0.1})
+    assert cluster == compression.Cluster(clusters=8)
+    replaced = load_from(folder, "compress.1={qat: {}}").config.compress
+    assert [str(step.technique) for step in replaced] == ["prune 50 %", "quantization-aware training"]
+
+
+@pytest.mark.parametrize("part", ["2", "-1", "prune"])
+def test_an_override_of_an_item_that_is_not_there_names_those_that_are(folder: Path, part: str) -> None:
+    write(folder, SMALLEST | {"data": {"calibration": "data.npz"}} | STEPS)
+    error = refusal(folder, f"compress.{part}.sparsity=0.4")
+    assert error.what == f"--set compress.{part}.sparsity=0.4: 'compress' is a list, and has no item {part}"
+    assert error.cause == "items are named by their numbers: 0 (prune), 1 (cluster)"
+
+
+def test_an_override_of_an_item_of_no_list_is_refused(folder: Path) -> None:
+    assert refusal(folder, "compress.0.prune.sparsity=0.4").cause == "it is empty"
 
 
 @pytest.mark.parametrize("value", ["[", "{a: b", "a: b: c", "2024-13-01", "!!python/name:os.system x"])

@@ -82,17 +82,34 @@ def test_one_calibration_gives_the_public_converters_outputs(frozen: Path, sampl
 def test_the_public_converter_takes_over_where_the_private_road_is_closed(
     frozen: Path, samples: Samples, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def closed(*_: object) -> bytes:
+    def closed(*_: object, **__: object) -> bytes:
         raise ModelError("closed")
 
     monkeypatch.setattr(convert, "quantize", closed)
-    monkeypatch.setattr(stages, "_frozen", lambda _: frozen)
+    monkeypatch.setattr("edgebuild.pipeline.stages.flatbuffers._frozen", lambda _: frozen)
     (tmp_path / "calibrated.tflite").write_bytes(b"")
     save_arrays(tmp_path / "samples.npz", samples)
     inputs = {"model": frozen, "calibrated": tmp_path, "samples": tmp_path}
     stages.convert(stages.ConvertParameters(precision="int8", io="int8"), inputs, tmp_path)
     assert "public converter" in (tmp_path / "route.json").read_text()
     assert (tmp_path / "model.tflite").read_bytes() == convert.quantize_publicly(frozen, samples, "int8", "int8")
+
+
+def test_a_dense_layer_has_one_scale_where_it_must_and_agrees_all_the_same(
+    frozen: Path, samples: Samples, reference: Samples
+) -> None:
+    calibrated = convert.calibrate(frozen, samples)
+    for made, scales in (
+        (convert.quantize(calibrated, "int8"), {64, 10}),
+        (convert.quantize(calibrated, "int8", dense_per_tensor=True), {1}),
+        (convert.quantize_publicly(frozen, samples, "int8", "int8", dense_per_tensor=True), {1}),
+    ):
+        model = read(made).main
+        kernels = [model.tensors[op.inputs[1]] for op in model.operators if op.kind == "FULLY_CONNECTED"]
+        assert {len(kernel.quantization.scale) for kernel in kernels if kernel.quantization} >= scales
+        assert max(len(kernel.quantization.scale) for kernel in kernels if kernel.quantization) == max(scales)
+        found = agreement.compare(reference, Interpreter(made).predict(samples))
+        assert found.relative_rmse <= AGREEMENT_LIMITS["int8"]
 
 
 @pytest.mark.parametrize("chances", [("half", "half", "whole"), ("half",) * 6], ids=["in the end", "never"])
@@ -103,7 +120,7 @@ def test_what_the_quantizer_left_in_float_by_chance_is_asked_for_again(
     calibrated = convert.calibrate(frozen, samples)
     made = {"half": convert.to_float(frozen, "float32"), "whole": convert.quantize(calibrated, "int8")}
     left = iter(chances)
-    monkeypatch.setattr(convert, "_quantized", lambda *_: made[next(left)])
+    monkeypatch.setattr(convert, "_quantized", lambda *_, **__: made[next(left)])
     assert convert.quantize(calibrated, "int8") == made[chances[-1]]
     assert next(left, None) is None
 

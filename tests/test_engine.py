@@ -38,6 +38,7 @@ NAMES = (
     "malformed",
     "cut_flatbuffer",
     "touch_source",
+    "say",
     "slow",
 )
 
@@ -190,6 +191,17 @@ def test_what_a_worker_imports_is_not_the_stages_time(store: Store, tmp_path: Pa
         assert answer.failure is None
     finally:
         worker.close()
+
+
+def test_a_task_that_tells_how_far_it_has_come_is_heard_and_goes_on(store: Store) -> None:
+    events: list[Event] = []
+    made = task("say")
+    assert text(run(store, made, events=events), made) == "whole"
+    assert [(event.state, event.headway) for event in events] == [
+        ("started", ""),
+        ("headway", "half way"),
+        ("done", ""),
+    ]
 
 
 @pytest.mark.parametrize("stage", ["nothing", "malformed"])

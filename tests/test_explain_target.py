@@ -18,9 +18,19 @@ from edgebuild.pipeline import costs, finished, inspection
 from edgebuild.pipeline.advice import Explanation, Facts, advise, explain, margins
 from edgebuild.pipeline.advice_rules import RULES
 from edgebuild.pipeline.errors import ConfigError
-from edgebuild.pipeline.report import FailureReport, GateResult, MeasuredAgreement, NoAgreement, NoLatency, TargetReport
+from edgebuild.pipeline.report import (
+    Entry,
+    FailureReport,
+    GateResult,
+    MeasuredAgreement,
+    MetricFigure,
+    MissingEntry,
+    NoAgreement,
+    NoLatency,
+    TargetReport,
+)
 from edgebuild.targets.evidence import measured, unavailable
-from edgebuild.targets.placement import Unmapped
+from edgebuild.targets.placement import Finding, Unmapped
 
 Run = Callable[..., Ended]
 
@@ -128,6 +138,34 @@ def beside_a_float_sibling(facts: Facts) -> Facts:
     return replace(losing()(replace(facts, report=worse)), others={"gpu": sibling})
 
 
+def compressed(*after: float) -> Callable[[Facts], Facts]:
+    """An artifact that lost accuracy, with the metric before its steps and after each."""
+
+    def entry(step: int, target: float) -> Entry:
+        return Entry(
+            step=f"step {step}",
+            sha256="",
+            size_bytes=1000,
+            gzip_bytes=500,
+            entropy_bytes=400.0,
+            sparsity=measured(0.0),
+            weights=(),
+            metric=MetricFigure(
+                name="top1",
+                higher_is_better=True,
+                float=0.96,
+                target=target,
+                drop=0.96 - target,
+                n=9,
+                evidence="measured",
+            ),
+            arena_bytes=unavailable("no arena"),
+            latency=NoLatency(note="none"),
+        )
+
+    return losing(ledger=tuple(entry(step, target) for step, target in enumerate(after)))
+
+
 def one_big_operator(facts: Facts) -> Facts:
     first = replace(facts.operators[0], mac_share=0.9, weight_share=0.9, weight_bytes=10**6)
     return replace(facts, operators=(first, *facts.operators[1:]))
@@ -150,6 +188,7 @@ CASES: dict[str, tuple[Callable[[Facts], Facts], str]] = {
     "can't run": (placed(fallback=""), "operator 3 (GELU, act/{gelu}): use RELU"),
     "falls back": (placed(fallback="cpu"), "operator 3 (GELU, act/{gelu}): use RELU"),
     "few calibration samples": (changed(precision="int8", calibration_samples=99), "calibration samples"),
+    "compression loses it": (compressed(0.95, 0.91, 0.90), "make the step step 1 gentler"),
     "the number format loses it": (beside_a_float_sibling, "calibration data"),
     "the float model is no better": (
         changed(gates=(*CALM, gate("min_metric", verdict="fail", limit=0.95, value=0.9133))),
@@ -164,7 +203,8 @@ CASES: dict[str, tuple[Callable[[Facts], Facts], str]] = {
     "one operator holds the weights": (one_big_operator, "narrower"),
     "one operator does the work": (one_big_operator, "fewer channels"),
     "memory peaks": (changed(gates=(*CALM, gate("max_arena_kib", "fail", 10, 40))), "smaller"),
-    "zeros save nothing": (changed(sparsity=measured(0.5)), "compressed"),
+    "zeros save nothing": (lambda f: replace(changed(sparsity=measured(0.5))(f), name="mcu"), "compressed"),
+    "zeros can be left out": (changed(sparsity=measured(0.5)), "targets.cpu.sparse=true"),
     "int8 can be slower": (changed(precision="int8"), "targets.cpu.precision=float32"),
     "converts at both ends": (changed(precision="int8", io="float32"), "targets.cpu.io: int8"),
     "doubtful latency": (noisy, "edgebuild profile"),
@@ -177,6 +217,13 @@ CASES: dict[str, tuple[Callable[[Facts], Facts], str]] = {
         "edgebuild doctor",
     ),
     "only predicted": (lambda f: replace(f, name="edgetpu"), "edgetpu_compiler"),
+    "no GPU was asked": (lambda f: replace(f, name="gpu"), "edgebuild doctor"),
+    "leaves float16": (
+        lambda f: changed(
+            placement=replace(f.report.placement, findings=(Finding(what="values leave float16", action="clip them"),))
+        )(f),
+        "clip them",
+    ),
     "near a limit": (changed(gates=(*CALM, gate("max_size_kib", limit=100, value=99))), "max_size_kib"),
     "nothing is held": (changed(gates=CALM[:1]), "gates.max_metric_drop"),
 }
@@ -198,11 +245,33 @@ def test_a_rule_speaks_where_it_should(name: str, facts: Facts) -> None:
     assert said[name].why
 
 
+def test_the_source_and_the_compressed_model_are_told_apart(facts: Facts) -> None:
+    assert (facts.source, facts.converted) == ("float model", "float model")
+    step = MissingEntry(step="as it is", why="of no matter here")
+    found = CASES["computes something else"][0](changed(ledger=(step, step))(facts))
+    assert "differ from the compressed float model's" in advise(found)[0].why
+    assert found.source == "source model"
+
+
+def test_zeros_that_are_not_stored_are_no_matter(facts: Facts) -> None:
+    sparse = changed(sparsity=measured(0.5))(facts)
+    unpacked = (replace(facts.operators[0], kind="DENSIFY"), *facts.operators[1:])
+    assert advise(replace(sparse, operators=unpacked)) == ()
+
+
 def test_an_operator_lost_for_another_is_not_the_one_to_change(facts: Facts) -> None:
     after = replace(LOST, operator=2, reason="comes after operator 3 (GELU), which runs on the CPU")
     placement = replace(facts.report.placement, unmapped=(after, LOST), mapped=12, fallback="cpu")
     said = advise(changed(placement=placement)(facts))
     assert "operator 3" in said[0].do
+
+
+def test_what_compression_lost_is_not_blamed_on_the_format_nor_the_other_way(facts: Facts) -> None:
+    formats = {"wider activations", "float weights"}
+    assert not formats & {advice.rule for advice in advise(compressed(0.95, 0.91, 0.90)(facts))}
+    mostly_the_format = {advice.rule for advice in advise(compressed(0.91, 0.91, 0.90)(facts))}
+    assert formats <= mostly_the_format
+    assert "compression loses it" not in mostly_the_format
 
 
 def test_accuracy_that_was_not_lost_is_not_blamed_on_the_format(kws: Build) -> None:

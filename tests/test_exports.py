@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import resource
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +21,7 @@ from pydantic import BaseModel, ValidationError
 
 from edgebuild.pipeline import exports, finished
 from edgebuild.pipeline.errors import ConfigError
-from edgebuild.pipeline.exports.sarif import rule_id
+from edgebuild.pipeline.exports.sarif import _PARTICULAR, rule_id
 from edgebuild.pipeline.report import FailureReport, GateResult, Report
 from edgebuild.targets.placement import Unmapped
 
@@ -110,9 +113,9 @@ def test_the_sarif_reader_finds_what_is_wrong(troubled: Report) -> None:
         sarif(text.replace('"ruleIndex"', '"ruleNumber"'))
 
 
-def test_sarif_of_a_build_that_passes_finds_nothing(report: Report, tmp_path: Path) -> None:
+def test_sarif_of_a_build_that_passes_holds_no_more_than_notes(report: Report, tmp_path: Path) -> None:
     run = sarif(written(report, tmp_path, "sarif").read_text())
-    assert run.results == []
+    assert {result.level.value for result in run.results} <= {"note"}
     assert run.tool.driver.name == "edgebuild"
 
 
@@ -178,6 +181,15 @@ def test_a_finding_keeps_its_identity_when_its_numbers_change(troubled: Report) 
 )
 def test_reasons_of_one_kind_are_one_rule(first: str, second: str, kind: str) -> None:
     assert rule_id(first) == rule_id(second) == f"placement/{kind}"
+
+
+@pytest.mark.parametrize("part", ["[", "(", "[a", "A", "A_", "int1", "1"])
+def test_a_rule_is_named_in_bounds_whatever_a_reason_quotes(part: str) -> None:
+    """Seconds of the processor would be minutes where time is quadratic."""
+    began = time.process_time()
+    assert len(rule_id(f"operator {part * 1_000_000}a")) <= 2020
+    _PARTICULAR.sub(" ", f"{part * 200_000}a")
+    assert time.process_time() - began < 10
 
 
 # Markdown
@@ -253,6 +265,36 @@ def test_what_makes_no_report_exports_none(digits: Build, run: Run, tmp_path: Pa
     ended = run("--dry-run", "--junit", tmp_path / "junit.xml", cwd=digits.folder)
     assert ended.code == 2
     assert "--junit" in ended.stderr
+
+
+@pytest.mark.parametrize("name", ["a", "../{}/a", "link"])
+def test_two_reports_are_not_written_into_one_file(name: str, report: Report, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("a")
+    second = tmp_path / name.format(tmp_path.name)
+    with pytest.raises(ConfigError, match="--junit and --sarif name one file"):
+        exports.write(report, Path("build"), {"junit": tmp_path / "a", "sarif": second})
+    assert not (tmp_path / "a").exists()
+    exports.write(report, Path("build"), {"junit": Path(os.devnull), "sarif": Path(os.devnull)})
+
+
+def test_a_full_disk_leaves_the_last_report_whole(report: Report, tmp_path: Path) -> None:
+    whole = written(report, tmp_path, "sarif")
+    before, (_, most) = whole.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, most))
+    try:
+        with pytest.raises(ConfigError, match="can't be written"):
+            written(report, tmp_path, "sarif")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+    assert whole.read_bytes() == before
+    assert list(whole.parent.iterdir()) == [whole]
+
+
+def test_a_report_is_written_where_a_link_leads(report: Report, tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub/sarif").symlink_to("../real")
+    assert written(report, tmp_path, "sarif").is_symlink()
+    assert (tmp_path / "real").read_text().startswith("{")
 
 
 def test_a_file_that_cannot_be_written_is_named(report: Report, tmp_path: Path) -> None:

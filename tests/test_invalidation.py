@@ -187,8 +187,8 @@ USERS: Final = {
     "tensorflow": {"ingest", "reference", "calibrate", "convert"},
     "tf-keras": {"ingest", "reference", "calibrate", "convert"},
     "keras": {"ingest"},
-    "numpy": {"samples", "verify"},
-    "tflite-runtime": {"verify"},
+    "numpy": {"samples", "verify", "place"},
+    "tflite-runtime": {"verify", "place"},
     "tflite-micro": {"package"},
 }
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,8 +12,10 @@ import pytest
 
 from edgebuild.device_tests.latency import Latency
 from edgebuild.export.flatbuffer import Quantization, Tensor
+from edgebuild.export.formats import Precision
 from edgebuild.export.weights import Weights, entropy_bytes, zeros
 from edgebuild.pipeline import intervals, ledger
+from edgebuild.pipeline.compress.settings import Prune, Qat
 from edgebuild.pipeline.report import Entry, KernelReport, MetricFigure, MissingEntry, NoLatency
 from edgebuild.targets.evidence import measured, unavailable
 
@@ -61,6 +65,20 @@ def test_a_step_that_buys_no_target_anything_is_idle() -> None:
     smaller, same = entry(gzip_bytes=200), entry(gzip_bytes=498)
     assert ledger.findings({"cpu": [entry(), same], "mcu": [entry(), smaller]})[0].idle
     assert not ledger.findings({"cpu": [entry(), smaller], "mcu": [entry(), smaller]})[0].idle
+
+
+def test_training_for_int8_is_idle_for_a_reason_where_no_target_is_int8() -> None:
+    (idle,) = ledger.findings({"cpu": [entry(), entry("qat")], "gpu": [entry(), entry("qat")]})
+    floats: dict[str, Precision] = {"cpu": "float32", "gpu": "float16"}
+    told = ledger.idle_line(ledger.explained(idle, Qat(), floats))
+    assert told == (
+        "qat buys nothing on any target here, since it serves int8 targets, and there is none "
+        "(cpu is float32, gpu is float16): leave it out"
+    )
+    assert ledger.explained(idle, Qat(), {**floats, "mcu": "int8"}) == idle, "that it buys nothing has another reason"
+    assert ledger.explained(idle, Prune(), floats) == idle
+    gained = ledger.findings({"cpu": [entry(), entry("qat", gzip_bytes=200)]})[0]
+    assert ledger.explained(gained, Qat(), floats) == gained
 
 
 def test_each_step_is_held_against_the_one_before() -> None:
@@ -142,6 +160,12 @@ def test_what_conversion_took_back_is_named(kernels: KernelReport, weights: Weig
     assert ledger.lost([kernels], {"cpu": [weights]}) == told
 
 
+def test_kernels_of_one_size_are_told_apart_by_their_layers() -> None:
+    kernels = [kernel(layer="first", zeros=10), kernel(layer="second", zeros=50)]
+    files = [stored(where="model/second/Conv2D", zeros=49), stored(where="model/first/Conv2D", zeros=10)]
+    assert ledger.lost(kernels, {"cpu": files}) == ("cpu: second/kernel had 50 zeros, of which 49 are left",)
+
+
 def test_one_loss_of_several_targets_is_one_line() -> None:
     assert ledger.lost([kernel()], {"cpu": [stored(zeros=0)], "mcu": [stored(zeros=0)]}) == (
         "cpu, mcu: conv/kernel had 50 zeros, of which 0 are left",
@@ -188,6 +212,21 @@ def test_the_bootstrap_holds_the_mean_and_is_the_same_each_time() -> None:
     assert found == intervals.interval("mae", outputs, labels)
     mean, error = np.abs(outputs["y"]).mean(), np.abs(outputs["y"]).std() / 20
     assert found == pytest.approx((mean - 1.96 * error, mean + 1.96 * error), abs=error / 2)
+
+
+@pytest.mark.parametrize(("asked", "calls"), [(False, 0), (True, intervals.RESAMPLES)])
+def test_a_users_function_is_called_for_an_interval_only_where_that_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, asked: bool, calls: int
+) -> None:
+    (tmp_path / "counts_calls.py").write_text(
+        "calls = []\n\ndef mean(outputs, labels):\n    calls.append(1)\n    return outputs['y'].mean()\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    outputs = {"y": np.random.default_rng(1).normal(2, 1, (400, 1))}
+    found = intervals.interval("counts_calls:mean", outputs, np.zeros(400), asked=asked)
+    assert (found is not None) == asked
+    assert len(getattr(sys.modules.get("counts_calls"), "calls", ())) == calls
+    sys.modules.pop("counts_calls", None)
 
 
 def test_one_sample_has_no_interval() -> None:

@@ -182,6 +182,14 @@ def test_numbers_are_read_as_in_a_configuration(folder: Path) -> None:
     assert entry.project.config.gates.max_metric_drop == 0.001
 
 
+def test_a_value_that_can_not_be_set_is_told_in_a_line(folder: Path) -> None:
+    for value, told in ((0.3, "0.3"), ({"layers": {"fc": 0.3}}, "{layers: {fc: 0.3}}")):
+        settings = {"compress.9.prune": value}
+        with pytest.raises(ConfigError) as caught:
+            matrix.load(listed(folder, {"config": "digits/edgebuild.yaml", "set": settings}))
+        assert f"digits: --set compress.9.prune={told}: 'compress' " in caught.value.cause
+
+
 def test_a_missing_file_and_an_unknown_target_end_with_2(folder: Path, run: Run) -> None:
     missing = run("matrix", "nowhere.yaml", cwd=folder)
     assert (missing.code, "Traceback" in missing.stderr) == (2, False)

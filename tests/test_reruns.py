@@ -18,6 +18,8 @@ from edgebuild.pipeline import demo, manifest, reruns, stages, task
 from edgebuild.pipeline.manifest import StageRecord
 from edgebuild.pipeline.plan import Plan
 
+INT8 = "int8 with int8 in and out, dense per tensor"
+
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
@@ -52,16 +54,18 @@ def test_changed_data_is_named_and_the_rest_inherits(folder: Path) -> None:
         "load calibration data": ("calibration.npz changed",),
         "calibrate": ("because 'load calibration data' changed",),
         "convert int8 with float32 in and out": ("because 'load calibration data' and 'calibrate' changed",),
-        "convert int8 with int8 in and out": ("because 'load calibration data' and 'calibrate' changed",),
+        "convert int8 with int8 in and out, dense per tensor": (
+            "because 'load calibration data' and 'calibrate' changed",
+        ),
         "verify int8 with float32 in and out": ("because 'convert int8 with float32 in and out' changed",),
-        "verify int8 with int8 in and out": ("because 'convert int8 with int8 in and out' changed",),
+        "verify int8 with int8 in and out, dense per tensor": (
+            "because 'convert int8 with int8 in and out, dense per tensor' changed",
+        ),
         "package cpu": (
             "because 'convert int8 with float32 in and out' and 'verify int8 with float32 in and out' changed",
         ),
-        "package edgetpu": (
-            "because 'convert int8 with int8 in and out' and 'verify int8 with int8 in and out' changed",
-        ),
-        "package mcu": ("because 'convert int8 with int8 in and out' and 'verify int8 with int8 in and out' changed",),
+        "package edgetpu": (f"because 'convert {INT8}' and 'verify {INT8}' changed",),
+        "package mcu": (f"because 'convert {INT8}' and 'verify {INT8}' changed",),
     }
 
 
@@ -164,8 +168,8 @@ def test_what_was_never_built_here_says_so(folder: Path) -> None:
     assert set(found) == {
         "load calibration data",
         "calibrate",
-        "convert int8 with int8 in and out",
-        "verify int8 with int8 in and out",
+        "convert int8 with int8 in and out, dense per tensor",
+        "verify int8 with int8 in and out, dense per tensor",
         "package mcu",
     }
 

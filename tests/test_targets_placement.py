@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -19,6 +19,8 @@ from edgebuild.targets.target import Artifact
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
 
     from edgebuild.export.flatbuffer import Option
     from edgebuild.targets.placement import Placement
@@ -150,24 +152,109 @@ def test_edgetpu_keeps_operators_before_the_first_mapped_one_on_the_cpu_at_no_fu
     graph.op("DEQUANTIZE", [convolved], tensor(dtype="float32"))
     placement = target("edgetpu").place(graph.model())
     assert [lost.kind for lost in placement.unmapped] == ["QUANTIZE", "DEQUANTIZE"]
+    assert "ahead of the Edge TPU, at no further cost" in placement.unmapped[0].reason
+    assert "ahead" not in placement.unmapped[1].reason
     assert placement.mapped == 1
+
+
+def test_edgetpu_runs_after_the_cpu_what_reads_an_operator_that_is_refused_later_in_the_graph() -> None:
+    """The partitioner lets the CPU go first only where the graph's first operator is the CPU's."""
+    graph = Graph()
+    convolved = graph.op("CONV_2D", [tensor(), weights()], tensor())
+    aside = graph.op("QUANTIZE", [tensor(dtype="float32")], tensor())
+    graph.op("ADD", [convolved, aside], tensor())
+    placement = target("edgetpu").place(graph.model())
+    assert [lost.operator for lost in placement.unmapped] == [1, 2]
 
 
 def test_edgetpu_loses_descendants_of_a_cpu_operator_but_not_its_siblings() -> None:
     graph = Graph()
     first = graph.op("CONV_2D", [tensor(), weights()], tensor())
-    refused = graph.op("GELU", [first], tensor())
+    refused = graph.op("LEAKY_RELU", [first], tensor())
     graph.op("RELU", [first], tensor())
     graph.op("RELU", [refused], tensor())
     placement = target("edgetpu").place(graph.model())
     assert [lost.operator for lost in placement.unmapped] == [1, 3]
-    assert "operator 1 (GELU)" in placement.unmapped[1].reason
+    assert "1 after it stay on the CPU with it" in placement.unmapped[0].reason
+    assert "operator 1 (LEAKY_RELU)" in placement.unmapped[1].reason
 
 
-def test_edgetpu_refuses_dynamic_batch_and_says_how_to_fix_it() -> None:
-    placement = place_one("edgetpu", "RELU", [tensor(signature=(-1, 8, 8, 4))], tensor())
+def test_edgetpu_takes_one_sample_of_a_batch_of_any_size_and_says_so() -> None:
+    """As the compiler does: the sizes in the file are those of one sample, and no operator computes others."""
+    graph = Graph()
+    batch = graph.add(tensor(signature=(-1, 8, 8, 4)))
+    graph.op("RELU", [batch], tensor(signature=(-1, 8, 8, 4)))
+    placement = target("edgetpu").place(ended(graph, [batch], []))
+    assert placement.mapped == 1
+    assert "takes a batch of any size" in placement.findings[0].what
+    assert "fix the batch to 1" in placement.findings[0].action
+
+
+def ended(graph: Graph, inputs: Sequence[int], outputs: Sequence[int]) -> Flatbuffer:
+    """The graph with its ends named."""
+    model = graph.model()
+    return replace(model, subgraphs=(replace(model.main, inputs=tuple(inputs), outputs=tuple(outputs)),))
+
+
+def test_edgetpu_tells_of_floats_at_either_end() -> None:
+    graph = Graph()
+    given = graph.add(tensor(dtype="float32"))
+    convolved = graph.op("CONV_2D", [graph.op("QUANTIZE", [given], tensor()), weights()], tensor())
+    taken = graph.op("DEQUANTIZE", [convolved], tensor(dtype="float32"))
+    told = target("edgetpu").place(ended(graph, [given], [taken])).findings
+    assert ["QUANTIZE at every" in told[0].what, "DEQUANTIZE at every" in told[1].what] == [True, True]
+    assert all("targets.edgetpu.io" in finding.action for finding in told)
+
+
+def test_edgetpu_tells_of_an_int8_image_and_of_no_other_int8_input() -> None:
+    for channels, count in ((3, 1), (4, 0)):
+        graph = Graph()
+        image = graph.add(tensor((1, 8, 8, channels)))
+        made = graph.op("RELU", [image], tensor((1, 8, 8, channels)))
+        told = target("edgetpu").place(ended(graph, [image], [made])).findings
+        assert [finding.action.partition(",")[0] for finding in told] == ["set targets.edgetpu.io: uint8"] * count
+
+
+def test_edgetpu_tells_of_dense_layers_that_its_compiler_is_older_than() -> None:
+    scales = Quantization(scale=(1.0,) * 4, zero_point=(0,) * 4, axis=0)
+    graph = Graph()
+    graph.op(
+        "FULLY_CONNECTED",
+        [tensor((1, 4)), replace(tensor((4, 4), constant=True), quantization=scales)],
+        tensor((1, 4)),
+    )
+    told = target("edgetpu").place(graph.model()).findings
+    assert "FULLY_CONNECTED (operator 0) have a scale for each channel" in told[0].what
+
+
+def test_edgetpu_refuses_sizes_other_than_the_batch_that_are_not_known() -> None:
+    placement = place_one("edgetpu", "RELU", [tensor(signature=(1, -1, -1, 4))], tensor())
+    assert "dynamic tensor size [1, -1, -1, 4]" in placement.unmapped[0].reason
+
+
+OUTPUT_SHAPE = tensor((4,), "int32", values=[1, 16, 16, 4])
+COMPUTED = tensor((4,), "int32")
+UNREADABLE = [
+    ("GELU", [], 1, "GELU is younger"),
+    ("STABLEHLO_ADD", [], 1, "STABLEHLO_ADD is younger"),
+    ("FULLY_CONNECTED", [tensor((4, 4), constant=True)], 12, "version 12; the compiler knows 9"),
+    ("QUANTIZE", [], 3, "version 3; the compiler knows 2"),
+    ("RESHAPE", [COMPUTED], 1, "computed at run time"),
+    ("FlexErf", [], 1, "TensorFlow's own operator"),
+]
+
+
+@pytest.mark.parametrize(("kind", "others", "version", "reason"), UNREADABLE)
+def test_edgetpu_maps_nothing_of_a_model_that_its_compiler_cannot_read(
+    kind: str, others: list[Tensor], version: int, reason: str
+) -> None:
+    graph = Graph()
+    first = graph.op("RELU", [tensor()], tensor())
+    graph.op(kind, [first, *others], tensor(), version=version, is_custom=kind.startswith("Flex"))
+    placement = target("edgetpu").place(graph.model())
     assert placement.mapped == 0
-    assert "batch dimension to 1" in placement.unmapped[0].suggestion
+    assert f"operator 1 ({kind})" in placement.unmapped[0].reason
+    assert reason in placement.unmapped[1].reason
 
 
 AXIS_0 = tensor((1,), "int32", values=[0])
@@ -200,7 +287,8 @@ REFUSED = [
     ("SPLIT", [tensor((), "int32", values=[0]), tensor()], tensor(), {}, "splits the batch"),
     ("SQUEEZE", [tensor((5, 1, 4))], tensor((5, 4)), {}, "inner dimensions"),
     ("STRIDED_SLICE", [tensor(), AXIS_0, AXIS_0, tensor((1,), "int32", values=[2])], tensor(), {}, "strides"),
-    ("GELU", [tensor()], tensor(), {}, "GELU is not among"),
+    ("LEAKY_RELU", [tensor()], tensor(), {}, "LEAKY_RELU is not among"),
+    ("TRANSPOSE_CONV", [OUTPUT_SHAPE, tensor((1, 2, 2, 4)), tensor()], tensor(), {}, "computed at run time"),
 ]
 
 
@@ -223,6 +311,7 @@ ACCEPTED = [
     ("SPLIT", [tensor((), "int32", values=[3]), tensor()], tensor(), {}),
     ("SQUEEZE", [tensor((1, 1, 4))], tensor((4,)), {}),
     ("STRIDED_SLICE", [tensor(), AXIS_0, AXIS_0, tensor((1,), "int32", values=[1])], tensor(), {}),
+    ("TRANSPOSE_CONV", [OUTPUT_SHAPE, tensor((4, 2, 2, 4), constant=True), tensor()], tensor(), {}),
     ("UNIDIRECTIONAL_SEQUENCE_LSTM", [tensor(), tensor((1, 20), "int16", is_variable=True)], tensor(), {}),
 ]
 
@@ -293,6 +382,44 @@ def test_groups_follow_dependencies_and_not_file_order() -> None:
     graph.op("RELU", [source], FLOAT)
     graph.op("RELU", [source], FLOAT)
     assert groups(graph.model().main, {0}) == [[1, 2]]
+
+
+@pytest.mark.parametrize(("first", "expected"), [("TOPK_V2", [[2, 3]]), ("RELU", [[0, 2], [3]])])
+def test_groups_begin_with_the_sort_of_the_operator_that_can_run_first(first: str, expected: list[list[int]]) -> None:
+    """What is refused runs ahead of the first call only where the graph begins with it."""
+    graph = Graph()
+    source = graph.add(FLOAT)
+    refused = [index for index, kind in enumerate((first, "TOPK_V2")) if kind == "TOPK_V2"]
+    begun, gathered = graph.op(first, [source], FLOAT), graph.op("TOPK_V2", [source], FLOAT)
+    graph.op("RELU", [source], FLOAT)
+    graph.op("RELU", [begun if first == "TOPK_V2" else gathered], FLOAT)
+    assert groups(graph.model().main, refused) == expected
+
+
+def test_gpu_loses_what_runs_before_float16_weights_are_unpacked() -> None:
+    """The partitioner takes the unpacking for the CPU's, and the delegate the larger group, which comes after it."""
+    graph = Graph()
+    rectified = graph.op("RELU", [FLOAT], FLOAT)
+    unpacked = graph.op("DEQUANTIZE", [weights("float16")], tensor((4, 1, 1, 4), "float32"))
+    convolved = graph.op("CONV_2D", [rectified, unpacked], FLOAT)
+    graph.op("RELU", [convolved], FLOAT)
+    assert [lost.operator for lost in target("gpu").place(graph.model()).unmapped] == [0]
+
+
+def test_a_constant_is_read_once_however_many_operators_share_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph, values = Graph(), Tensor.values
+    read: list[int] = []
+
+    def counted(made: Tensor) -> NDArray[Any]:
+        read.append(made.index)
+        return values(made)
+
+    padding = graph.add(tensor((1, 1, 1, 4), constant=True))
+    for _ in range(3):
+        graph.op("CONCATENATION", [padding, tensor((1, 1, 1, 4))], tensor((1, 1, 1, 8)))
+    monkeypatch.setattr(Tensor, "values", counted)
+    target("edgetpu").place(graph.model())
+    assert read == [padding]
 
 
 def test_nothing_is_stranded_where_nothing_is_refused() -> None:

@@ -19,7 +19,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from edgebuild.pipeline import config, plan, stages, task
+from edgebuild.pipeline import config, planner, stages, task
 from edgebuild.pipeline.errors import ConfigError
 from edgebuild.pipeline.plan import Plan
 from edgebuild.pipeline.stages import Labels
@@ -66,7 +66,7 @@ def write(folder: Path, comment: str = "", **changes: Any) -> None:
 
 
 def planned(folder: Path, *targets: str) -> Plan:
-    return plan.make(config.load(folder / config.NAME), targets)
+    return planner.make(config.load(folder / config.NAME), targets)
 
 
 def keys(folder: Path) -> dict[str, str]:
@@ -222,8 +222,9 @@ def setting(**changes: Any) -> Callable[[Path], None]:
     return lambda folder: write(folder, **changes)
 
 
-ALL_STAGES = set(stages.STAGES) - {"adopt", "compress", "weigh"}  # For a flatbuffer, and for what is compressed.
-OF_RANGES = {"samples", "calibrate", "convert", "verify", "package"}
+# Others are for a flatbuffer, for what is asked for, and for the Edge TPU's compiler.
+ALL_STAGES = set(stages.STAGES) - {"adopt", "compile", "compress", "cut", "fix", "reform", "weigh"}
+OF_RANGES = {"samples", "calibrate", "convert", "verify", "place", "package"}
 
 
 @pytest.mark.parametrize(
@@ -249,7 +250,7 @@ def test_a_change_makes_stale_what_follows_from_it_and_nothing_else(
 
 
 COMPRESSED: list[dict[str, Any]] = [{"prune": {"sparsity": 0.5}}, {"cluster": {"clusters": 16}}]
-OF_THE_LAST_STEP = {"compress", "reference", "calibrate", "convert", "verify", "package"}
+OF_THE_LAST_STEP = {"compress", "reference", "calibrate", "convert", "verify", "place", "package"}
 
 
 @pytest.mark.parametrize(
@@ -257,7 +258,7 @@ OF_THE_LAST_STEP = {"compress", "reference", "calibrate", "convert", "verify", "
     [
         (setting(compress=[COMPRESSED[0], {"cluster": {"clusters": 8}}]), (1, OF_THE_LAST_STEP)),
         (setting(compress=[{"prune": {"sparsity": 0.6}}, COMPRESSED[1]]), (2, OF_THE_LAST_STEP | {"weigh"})),
-        (setting(compress=COMPRESSED[:1]), (0, {"package"})),
+        (setting(compress=COMPRESSED[:1]), (0, {"place", "package"})),
         (setting(compress=COMPRESSED, metric="mse"), (0, {"verify", "weigh", "package"})),
     ],
 )
@@ -287,7 +288,7 @@ def test_a_newer_stage_makes_itself_and_what_follows_stale(folder: Path, monkeyp
     before = planned(folder).tasks
     monkeypatch.setitem(stages.STAGES, "convert", newer)
     after = planned(folder).tasks
-    assert {after[new].stage for new in after.keys() - before.keys()} == {"convert", "verify", "package"}
+    assert {after[new].stage for new in after.keys() - before.keys()} == {"convert", "verify", "place", "package"}
 
 
 def test_code_of_the_users_counts_by_content_and_nothing_imports_it(folder: Path) -> None:
@@ -338,6 +339,7 @@ def test_work_shared_by_targets_is_done_once(folder: Path) -> None:
         "calibrate": 1,
         "convert": 3,
         "verify": 3,
+        "place": 1,
         "package": 4,
     }
 

@@ -16,25 +16,33 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from edgebuild.pipeline.storage.inventory import Entry
+    from edgebuild.pipeline.storage.progress import Unfinished
 
 _AGES: Final = ((86400, "d"), (3600, "h"), (60, "min"))
 
 
 def ls(*, as_json: bool) -> int:
     """List what is there. A store may hold ten thousand entries: they are printed as lines, not as a laid out table."""
-    from edgebuild.pipeline.storage import inventory
+    from edgebuild.pipeline.storage import inventory, progress
 
     store = Store(default_root())
-    found = inventory.entries(store)
+    found, unfinished = inventory.entries(store), progress.unfinished(store)
     total_bytes = sum(entry.size_bytes for entry in found)
     if as_json:
-        listing = [_record(entry) for entry in found]
-        console.emit(json.dumps({"root": str(store.root), "size_bytes": total_bytes, "entries": listing}, indent=1))
+        listing = {
+            "root": str(store.root),
+            "size_bytes": total_bytes,
+            "entries": [_record(entry) for entry in found],
+            "unfinished": [asdict(one) | {"written_at": _iso(one.written_at)} for one in unfinished],
+        }
+        console.emit(json.dumps(listing, indent=1))
         return 0
     in_use = sum(entry.in_use for entry in found)
-    total = f"{_entries(len(found))}, {_size(total_bytes)}, {in_use} in use, in {store.root}"
-    header = [f"{'key':<12} {'size':>10} {'made':>7} {'used':>7}  what"] if found else []
-    console.emit("\n".join([*header, *_lines(found), total]))
+    total = [f"{_entries(len(found))}, {_size(total_bytes)}, {in_use} in use, in {store.root}"]
+    if unfinished:
+        total.append(f"{len(unfinished)} unfinished, {_size(sum(one.size_bytes for one in unfinished))} beside them")
+    header = [f"{'key':<12} {'size':>10} {'made':>7} {'used':>7}  what"] if found or unfinished else []
+    console.emit("\n".join([*header, *_unfinished_lines(unfinished), *_lines(found), *total]))
     return 0
 
 
@@ -49,7 +57,7 @@ def gc(*, max_size: str | None, older_than: str | None, unreferenced: bool, dry_
     )
     done = collection.collect(Store(default_root()), criteria, dry_run=dry_run)
     verb = "would free" if dry_run else "freed"
-    left = f", {_size(done.dead_bytes)} of it left by killed builds" if done.dead_bytes else ""
+    left = f", {_size(done.dead_bytes)} of it left by builds that did not end" if done.dead_bytes else ""
     freed = f"{verb} {_size(done.freed_bytes)}: {_entries(len(done.removed))}{left}; {_size(done.kept_bytes)} stay"
     console.emit("\n".join([*_lines(done.removed), freed]))
     if criteria.max_size_bytes is not None and done.kept_bytes > criteria.max_size_bytes:
@@ -85,6 +93,14 @@ def _lines(entries: Iterable[Entry]) -> Iterable[str]:
     for entry in entries:
         size, made, used = _size(entry.size_bytes), _age(now - entry.made_at), _age(now - entry.used_at)
         yield f"{entry.key[:12]} {size:>10} {made:>7} {used:>7}  {entry.description}{' (in use)' * entry.in_use}"
+
+
+def _unfinished_lines(unfinished: Iterable[Unfinished]) -> Iterable[str]:
+    now = time.time()
+    for one in unfinished:
+        written = _age(now - one.written_at)
+        words = f"unfinished: {one.description}{' (in use)' * one.in_use}"
+        yield f"{one.key[:12]} {_size(one.size_bytes):>10} {written:>7} {'':>7}  {words}"
 
 
 def _iso(seconds: float) -> str:

@@ -9,15 +9,16 @@ from pathlib import Path
 from typing import Final
 
 from rich.console import Console
-from rich.markup import escape
 
 from edgebuild.pipeline import console
 from edgebuild.pipeline.compare import Comparison
 from edgebuild.pipeline.comparison.readings import FIGURES, Reading
 from edgebuild.pipeline.comparison.regression import Difference
 from edgebuild.pipeline.comparison.same_outputs import SameOutputs
+from edgebuild.pipeline.console import safe
 from edgebuild.pipeline.report import GateResult
 
+_MANY_TIMES: Final = 10
 _MARKS: Final = {"measured": "", "simulated": " s", "predicted": " p", "unavailable": ""}
 
 
@@ -40,7 +41,7 @@ def _plain(found: Comparison) -> dict[str, object]:
 
 
 def _show(found: Comparison, out: Console, *, show_all: bool) -> None:
-    out.print(f"a: {escape(found.a)}\nb: {escape(found.b)}", soft_wrap=True)
+    out.print(f"a: {safe(found.a)}\nb: {safe(found.b)}", soft_wrap=True)
     known = [d for d in found.differences if d.a.value is not None or d.b.value is not None]
     shown = [d for d in known if show_all or d.change != "same"]
     if shown:
@@ -51,11 +52,11 @@ def _show(found: Comparison, out: Console, *, show_all: bool) -> None:
     if found.outputs:
         _show_outputs(found.outputs, out)
     for note in found.notes:
-        out.print(f"[yellow]{escape(note)}[/]", soft_wrap=True)
+        out.print(f"[yellow]{safe(note)}[/]", soft_wrap=True)
     for held in found.gates:
         if held.gate.verdict != "pass":
             style = "bold red" if held.gate.verdict == "fail" else "yellow"
-            out.print(f"[{style}]{escape(f'{held.target}: {_gate_line(held.gate)}')}[/]", soft_wrap=True)
+            out.print(f"[{style}]{safe(f'{held.target}: {_gate_line(held.gate)}')}[/]", soft_wrap=True)
     for name, failure in found.failures.items():
         console.show_failure(failure, out, f"{name} failed in {found.b}")
 
@@ -64,7 +65,7 @@ def _show_outputs(same: SameOutputs, out: Console) -> None:
     agreement = same.agreement
     top1 = "" if agreement.top1 is None else f", top-1 agreement {agreement.top1:.1%}"
     out.print(
-        f"outputs on {escape(same.data)}: max abs {agreement.max_abs:.4g}, "
+        f"outputs on {safe(same.data)}: max abs {agreement.max_abs:.4g}, "
         f"relative RMSE {agreement.relative_rmse:.4g}{top1}",
         soft_wrap=True,
     )
@@ -76,9 +77,9 @@ def _show_outputs(same: SameOutputs, out: Console) -> None:
         "different": f"b does NOT compute what a does: {same.precision} loses {same.limit:g} at most",
     }
     style = {"different": "bold red", "unknown": "yellow"}.get(same.sameness, "green")
-    out.print(f"[{style}]{escape(words[same.sameness])}[/]", soft_wrap=True)
+    out.print(f"[{style}]{safe(words[same.sameness])}[/]", soft_wrap=True)
     if same.note and same.sameness != "equal":
-        out.print(f"[dim]{escape(same.note)}[/]", soft_wrap=True)
+        out.print(f"[dim]{safe(same.note)}[/]", soft_wrap=True)
 
 
 def _gate_line(gate: GateResult) -> str:
@@ -111,4 +112,5 @@ def _change(found: Difference) -> str:
     a, b = found.a.value, found.b.value
     if a is None or b is None or found.change in ("same", "not comparable"):
         return ""
-    return f"{(b - a) / a:+.1%}" if a else f"{b - a:+.4g}"
+    of_little = not a or abs(b - a) > _MANY_TIMES * abs(a)  # A share of next to nothing says nothing.
+    return f"{b - a:+.4g}" if of_little else f"{(b - a) / a:+.1%}"

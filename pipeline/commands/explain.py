@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Final
 
 from rich.console import Console
-from rich.markup import escape
 
 from edgebuild.pipeline import console
 from edgebuild.pipeline.advice import Explanation, Facts, Margin
+from edgebuild.pipeline.console import safe
 from edgebuild.pipeline.costs import OperatorCost
 from edgebuild.pipeline.report import FailureReport, MeasuredAgreement, NoAgreement
 
@@ -43,7 +43,7 @@ def _show(found: Explanation, out: Console) -> None:
     out.print(console.table("gates, nearest to failing first", columns, map(_gate, facts.margins)))
     out.print("\n[bold]next steps[/]")
     for step in found.advice:
-        out.print(f"- {escape(step.do)}\n  [dim]{escape(step.why)}[/]", soft_wrap=True)
+        out.print(f"- {safe(step.do)}\n  [dim]{safe(step.why)}[/]", soft_wrap=True)
     if not found.advice:
         out.print("none: nothing stands out")
 
@@ -55,13 +55,13 @@ def _show_operators(facts: Facts, out: Console) -> None:
         out.print(f"[dim]and {len(facts.operators) - _ROWS} lighter ones[/]")
     placement = facts.report.placement
     out.print(
-        f"\n{placement.mapped} of {placement.operators} operators on {escape(placement.accelerator)}, "
+        f"\n{placement.mapped} of {placement.operators} operators on {safe(placement.accelerator)}, "
         f"{placement.evidence}"
     )
     for entry in placement.unmapped:
-        out.print(f"- operator {entry.operator} ({escape(entry.kind)}): {escape(entry.reason)}", soft_wrap=True)
+        out.print(f"- operator {entry.operator} ({safe(entry.kind)}): {safe(entry.reason)}", soft_wrap=True)
         if entry.suggestion:
-            out.print(f"  [dim]do:[/] {escape(entry.suggestion)}", soft_wrap=True)
+            out.print(f"  [dim]do:[/] {safe(entry.suggestion)}", soft_wrap=True)
 
 
 def _show_memory(facts: Facts, out: Console) -> None:
@@ -72,12 +72,12 @@ def _show_memory(facts: Facts, out: Console) -> None:
     )
     for name, figure in (("arena", memory.arena_bytes), ("flash", memory.flash_bytes)):
         value = "-" if figure.value is None else f"{figure.value:,} B"
-        note = f": {escape(figure.note)}" if figure.note else ""
+        note = f": {safe(figure.note)}" if figure.note else ""
         out.print(f"{name}: {value}, {figure.evidence}{note}", soft_wrap=True)
     if facts.peak:
         out.print(
             f"activations: {facts.peak.live_bytes:,} B alive at once at operator {facts.peak.operator} "
-            f"({escape(facts.peak.kind)}), predicted from the graph; a runtime adds to that",
+            f"({safe(facts.peak.kind)}), predicted from the graph; a runtime adds to that",
             soft_wrap=True,
         )
 
@@ -95,8 +95,10 @@ def _show_accuracy(found: Explanation, out: Console) -> None:
     name = found.facts.report.metric.name
     out.print()
     columns = ("target", "precision", f"#{name} drop", "#relative RMSE", "#top-1 agreement")
-    out.print(console.table("what was lost against the float model", columns, rows))
-    out.print(f"[dim]{escape(found.accuracy_note)}[/]", soft_wrap=True)
+    out.print(console.table(f"what was lost against the {found.facts.source}", columns, rows))
+    if found.facts.source != found.facts.converted:
+        out.print(f"[dim]RMSE and agreement are with the {found.facts.converted}, which was converted[/]")
+    out.print(f"[dim]{safe(found.accuracy_note)}[/]", soft_wrap=True)
 
 
 def _cost(cost: OperatorCost) -> Iterable[object]:

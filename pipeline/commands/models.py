@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from edgebuild.pipeline import console
-from edgebuild.pipeline.console import Narrator
+from edgebuild.pipeline.console import Narrator, safe
 from edgebuild.pipeline.errors import ConfigError
 from edgebuild.pipeline.ingest.source import Options
 
@@ -55,8 +55,7 @@ def inspect(model: Path, *, as_json: bool, **reading: Any) -> int:
     out = console.stdout()
     ends = [("input", t) for t in summary.inputs] + [("output", t) for t in summary.outputs]
     out.print(
-        f"{model}: {summary.format}, {summary.parameters:,} parameters, {summary.macs:,} MACs",
-        markup=False,
+        f"{safe(str(model))}: {summary.format}, {summary.parameters:,} parameters, {summary.macs:,} MACs",
         soft_wrap=True,
     )
     out.print(
@@ -93,11 +92,11 @@ def _show_reasons(summary: Summary, out: Console) -> None:
             held.setdefault(reason, []).append(node.name)
     for reason, names in held.items():
         more = f" and {len(names) - _NAMES} more" if names[_NAMES:] else ""
-        out.print(f"{', '.join(names[:_NAMES])}{more}: {reason}", markup=False, soft_wrap=True)
+        out.print(safe(f"{', '.join(names[:_NAMES])}{more}: {reason}"), soft_wrap=True)
     if summary.prunable_parameters is not None and summary.parameters:
-        out.print(_prunable(summary, summary.prunable_parameters), markup=False, soft_wrap=True)
+        out.print(_prunable(summary, summary.prunable_parameters), soft_wrap=True)
     for note in summary.notes:
-        out.print(f"note: {note}", markup=False, soft_wrap=True)
+        out.print(f"note: {safe(note)}", soft_wrap=True)
 
 
 def _prunable(summary: Summary, prunable: int) -> str:

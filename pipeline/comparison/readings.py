@@ -95,7 +95,9 @@ def _agreement(target: TargetReport) -> Reading:
     found = target.agreement
     if isinstance(found, NoAgreement):
         return Reading(value=None, evidence="unavailable", note=found.note)
-    return Reading(value=found.relative_rmse, evidence=found.evidence, basis=f"{found.n} {found.data} samples")
+    model = f"model after {target.ledger[-1].step}" if target.ledger else "source model"
+    basis = f"against the {model} on {found.n} {found.data} samples"
+    return Reading(value=found.relative_rmse, evidence=found.evidence, basis=basis)
 
 
 def _placement(placement: Placement) -> Reading:

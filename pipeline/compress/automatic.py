@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgebuild.calibration.errors import DataError
+from edgebuild.pipeline import headway
 from edgebuild.pipeline.compress import batches, losses
 from edgebuild.pipeline.compress.batches import Data
 from edgebuild.pipeline.compress.scan import Scan, Search, Trial
@@ -75,10 +76,11 @@ def search(
     trials: list[Trial] = []
 
     def drop(tolerance: float) -> float:
-        with work.untouched():
+        at = f"trial {len(trials) + 1} of {len(tolerances).bit_length()}"  # As many as bisection takes.
+        with work.untouched(), headway.within(at):
             work.training, work.progress = replace(training, data=used), None
             train(scan.within(tolerance))
-            found = judge.drop(work.model)
+            found = work.broadcast(judge.drop(work.model))
         trials.append(Trial(tolerance=tolerance, drop=found))
         return found
 
@@ -167,12 +169,14 @@ def _costs(
     inputs, labels = training.data.take(np.arange(min(_SCANNED, len(training.data)))).tensors()
 
     def distance() -> Any:
-        return training.loss(inputs, losses.flat(work.model(losses.packed(inputs), training=False)), labels)
+        return losses.of_model(work.model, training.loss, inputs, labels)
 
     loss = tf.function(distance)
     before = float(loss())
-    for name in names:
-        yield name, tuple(_cost(work.kernels[name], make(name, level), loss) - before for level in levels)
+    for number, name in enumerate(names, 1):
+        headway.say(f"kernel {number} of {len(names)}")
+        costs = (_cost(work.kernels[name], make(name, level), loss) - before for level in levels)
+        yield name, tuple(work.broadcast(cost) for cost in costs)
 
 
 def _cost(kernel: Kernel, structure: Structure, loss: Callable[[], Any]) -> float:

@@ -41,8 +41,13 @@ class Data:
 def split(data: Data, settings: Finetune, seed: int) -> tuple[Data, Data | None]:
     """Samples to train on, and those held back where an early stop needs some."""
     order = np.random.default_rng((seed, settings.epochs)).permutation(len(data))
-    held = max(1, round(settings.validation * len(data))) if settings.early_stop else 0
+    held = held_back(len(data), settings)
     return data.take(order[held:]), data.take(order[:held]) if held else None
+
+
+def held_back(count: int, settings: Finetune) -> int:
+    """How many of so many samples are not learned from."""
+    return max(1, round(settings.validation * count)) if settings.early_stop else 0
 
 
 def size(fixed: int | None, data: Data, settings: Finetune) -> int:
@@ -51,12 +56,17 @@ def size(fixed: int | None, data: Data, settings: Finetune) -> int:
     Raises:
         DataError: there are not enough for one step.
     """
-    found = fixed or max(1, min(settings.batch, len(data)))
+    if not len(data):
+        raise DataError(
+            "fine-tuning has nothing to learn from: early_stop holds all samples back",
+            action="give more samples, or leave early_stop out",
+        )
+    found = fixed or min(settings.batch, len(data))
     if len(data) < found:
         raise DataError(
             f"fine-tuning has {len(data)} samples for batches of {found}",
-            cause="the model's inputs fix the batch" if fixed else "early_stop holds the others back",
-            action="give more samples",
+            cause="the model's inputs fix the batch",
+            action="give more samples, or leave early_stop out" if settings.early_stop else "give more samples",
         )
     return found
 

@@ -5,6 +5,7 @@ All else follows from the seed and the epoch's number, so that training taken up
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import math
@@ -14,7 +15,7 @@ import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import IO, TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +24,7 @@ from edgebuild.pipeline.compress import structure
 
 if TYPE_CHECKING:
     from edgebuild.pipeline.compress.structure import Structure
+    from edgebuild.pipeline.compress.team import Team
 
 FILE: Final = "checkpoint.npz"
 EVERY_S: Final = 5.0  # Shorter epochs are not worth a file each.
@@ -49,6 +51,11 @@ class Course:
     since: int = 0
     best_weights: list[NDArray[Any]] = field(default_factory=list)
 
+    @property
+    def kept(self) -> int:
+        """The number, from 1, of the epoch whose weights it ends with: the best, or the last where none is."""
+        return len(self.history) - (self.since if self.best_weights else 0)
+
     def judge(self, found: list[float], weights: Sequence[NDArray[Any]]) -> None:
         """Keep the weights of the last epoch, if it is the best."""
         if found < self.best:
@@ -62,41 +69,68 @@ class Checkpoint:
     """A file for the variables of one training, the structures that it changes, and its course.
 
     `training` says which: a file of any other is not taken up, and overwritten. Without a folder nothing is kept.
+    Of a team, worker 0 alone keeps one, and the others take what it has.
     """
 
     folder: Path | None
     training: Mapping[str, Any]
     variables: Sequence[Any]
     structures: dict[str, Structure]
+    team: Team | None = None
     _saved: float = field(default_factory=time.monotonic)
 
     def resume(self) -> Course:
         """The course so far with everything as it was then, or a new one."""
-        if self.folder is None or not (self.folder / FILE).exists():
+        return self.broadcast(self._kept())
+
+    def broadcast(self, course: Course) -> Course:
+        """The course of worker 0, with everything as it has it; one that trains alone is right as it is.
+
+        Raises:
+            PeerError: a worker went away.
+        """
+        if self.team is None:
+            return course
+        own = io.BytesIO()
+        if self.team.leads:
+            np.savez(own, **self._arrays(course))
+        found = self.team.broadcast(own.getvalue())
+        return course if self.team.leads else self._taken(*self._read(io.BytesIO(found)))
+
+    def save(self, course: Course) -> None:
+        """Write the file anew, whole or not at all, unless the last was written just now."""
+        if self._path is None or time.monotonic() - self._saved < EVERY_S:
+            return
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        beside = self._path.with_name(f".{FILE}.{os.getpid()}")
+        with beside.open("wb") as file:
+            np.savez(file, **self._arrays(course))
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(self._path)
+        self._saved = time.monotonic()
+
+    @property
+    def _path(self) -> Path | None:
+        return self.folder / FILE if self.folder is not None and (self.team is None or self.team.leads) else None
+
+    def _kept(self) -> Course:
+        if self._path is None or not self._path.exists():
             return Course()
         try:
-            course, values, structures = self._read(self.folder / FILE)
+            with self._path.open("rb") as file:
+                found = self._read(file)
         except _DAMAGE as e:
-            _LOG.warning("%s is not used: %s: %s; training begins anew", self.folder / FILE, type(e).__name__, e)
+            _LOG.warning("%s is not used: %s: %s; training begins anew", self._path, type(e).__name__, e)
             return Course()
+        return self._taken(*found)
+
+    def _taken(self, course: Course, values: Sequence[NDArray[Any]], structures: Mapping[str, Structure]) -> Course:
         for variable, value in zip(self.variables, values, strict=True):
             variable.assign(value)
         self.structures.clear()
         self.structures.update(structures)
         return course
-
-    def save(self, course: Course) -> None:
-        """Write the file anew, whole or not at all, unless the last was written just now."""
-        if self.folder is None or time.monotonic() - self._saved < EVERY_S:
-            return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        beside = self.folder / f".{FILE}.{os.getpid()}"
-        with beside.open("wb") as file:
-            np.savez(file, **self._arrays(course))
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(self.folder / FILE)
-        self._saved = time.monotonic()
 
     def _arrays(self, course: Course) -> dict[str, NDArray[Any]]:
         said = {
@@ -112,12 +146,16 @@ class Checkpoint:
             **{f"{_STRUCTURE}{name}": array for name, array in structure.arrays(self.structures).items()},
         }
 
-    def _read(self, path: Path) -> tuple[Course, list[NDArray[Any]], dict[str, Structure]]:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+    def _read(self, file: IO[bytes]) -> tuple[Course, list[NDArray[Any]], dict[str, Structure]]:
+        """The course, what each variable holds, and the structures; nothing is changed yet."""
+        with np.load(file, allow_pickle=False) as archive:
             found = {name: archive[name] for name in archive.files}  # All is read, and its checksums held to it.
         said = json.loads(found["course"].tobytes())
         if said["training"] != self._said():
             raise ValueError("it is another training's")
+        values = _those("variable", found)
+        if [value.shape for value in values] != [tuple(variable.shape) for variable in self.variables]:
+            raise ValueError("it lacks variables of this training")
         course = Course(
             history=[Epoch(**epoch) for epoch in said["history"]],
             best=said["best"],
@@ -125,7 +163,7 @@ class Checkpoint:
             best_weights=_those("best", found),
         )
         kept = {name.removeprefix(_STRUCTURE): a for name, a in found.items() if name.startswith(_STRUCTURE)}
-        return course, _those("variable", found), structure.of_arrays(kept)
+        return course, values, structure.of_arrays(kept)
 
     def _said(self) -> Any:
         """What tells this training from others, as JSON gives it back."""

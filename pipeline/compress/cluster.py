@@ -50,8 +50,7 @@ def _apply(technique: Cluster, work: Work, chosen: Mapping[str, float]) -> tuple
     for name, clusters in chosen.items():
         work.structures[name] = _structure(technique, work.kernels[name], clusters)
     work.project()
-    kept = work.projections()
-    return work.tune(lambda *_: kept)
+    return work.tune(lambda *_: work.projections())
 
 
 def _structure(technique: Cluster, kernel: Kernel, clusters: float) -> Structure:

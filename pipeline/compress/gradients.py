@@ -16,7 +16,7 @@ import tf_keras
 
 from edgebuild.export.errors import ModelError
 from edgebuild.pipeline.compress.batches import Data
-from edgebuild.pipeline.compress.losses import Loss, ToModel, packed
+from edgebuild.pipeline.compress.losses import Loss, ToModel, of_model
 from edgebuild.pipeline.compress.settings import Finetune
 
 Half: TypeAlias = Literal["float16", "bfloat16"]
@@ -40,8 +40,8 @@ class Gradients(Protocol):
         """Traced once for each shape of batch."""
 
 
-def of(model: Any, loss: Loss, settings: Finetune) -> Gradients:
-    """As the settings ask for.
+def of(model: Any, loss: Loss, settings: Finetune, together: Any = None) -> Gradients:
+    """As the settings ask for; `together` is the strategy over several machines, where there are some.
 
     Raises:
         ModelError: a batch of this model can't be split over devices.
@@ -50,17 +50,19 @@ def of(model: Any, loss: Loss, settings: Finetune) -> Gradients:
     if gpus:
         tf.config.experimental.enable_op_determinism()  # The same project gives the same bytes.
     half: Half | None = ("float16" if gpus else "bfloat16") if settings.mixed_precision else None
-    spread = settings.strategy == "mirrored" and len(devices) > 1
+    spread = together is not None or (settings.strategy == "mirrored" and len(devices) > 1)
     if spread and model.inputs[0].shape[0]:
         raise ModelError(
-            "strategy: mirrored can't split the batches of this model",
+            f"strategy: {settings.strategy} can't split the batches of this model",
             cause=f"its inputs fix the batch to {model.inputs[0].shape[0]}",
             action="write strategy: one, or give a model whose batch is free",
         )
     if not spread and half is None:
         return _Own(model, loss)
-    strategy = tf.distribute.MirroredStrategy([d.name for d in devices]) if spread else tf.distribute.get_strategy()
-    return _Copied(model, loss, strategy, half)
+    if together is None:
+        names = [device.name for device in devices]
+        together = tf.distribute.MirroredStrategy(names) if spread else tf.distribute.get_strategy()
+    return _Copied(model, loss, together, half)
 
 
 def doubts(settings: Finetune) -> Iterator[str]:
@@ -182,7 +184,7 @@ def _takes_half(layer: Any) -> bool:
 def _differentiate(model: Any, loss: Loss, inputs: list[Any], labels: Any, factor: Any) -> tuple[Any, list[Any]]:
     """The loss times a factor, and its gradients in the order of the trainable variables."""
     with tf.GradientTape() as tape:
-        found = loss(inputs, tf.nest.flatten(model(packed(inputs), training=False)), labels) * factor
+        found = of_model(model, loss, inputs, labels) * factor
     return found, tape.gradient(found, model.trainable_variables)
 
 

@@ -36,6 +36,10 @@ class ToModel:
     kinds: tuple[Kind, ...]
     units: tuple[float, ...]
 
+    def __str__(self) -> str:
+        """The kinds of distance, each once."""
+        return ", ".join(dict.fromkeys(self.kinds))
+
     def __call__(self, inputs: Sequence[Any], outputs: Sequence[Any], _: Any) -> Any:
         """A scalar tensor; `inputs` and `outputs` are tensors in the model's order."""
         wanted = tf.nest.flatten(self.teacher(packed(inputs), training=False))
@@ -54,6 +58,10 @@ class ToLabels:
     kind: Kind
     form: Form
     numbers: bool
+
+    def __str__(self) -> str:
+        """The kind of distance."""
+        return self.kind
 
     def __call__(self, _: Sequence[Any], outputs: Sequence[Any], labels: Any) -> Any:
         """A scalar tensor."""
@@ -222,6 +230,11 @@ def flat(outputs: Any) -> list[Any]:
     """What a model gives, in its order of outputs."""
     found: list[Any] = tf.nest.flatten(outputs)
     return found
+
+
+def of_model(model: Any, loss: Loss | ToItself, inputs: Sequence[Any], labels: Any) -> Any:
+    """The loss of what a model gives for a batch in inference: a scalar tensor."""
+    return loss(inputs, flat(model(packed(inputs), training=False)), labels)
 
 
 def packed(tensors: Sequence[Any]) -> Any:

@@ -79,6 +79,11 @@ def is_matrix(shape: Sequence[int]) -> bool:
     return all(size == 1 for size in shape[:-2])
 
 
+def _has_blocks(shape: Sequence[int], block: tuple[int, int]) -> bool:
+    """Whether it is a matrix of more than one block in both directions; TF-MOT takes no fewer."""
+    return is_matrix(shape) and all(size > step for size, step in zip(shape[-2:], block, strict=True))
+
+
 class _Ramp:
     """Masks that grow by TF-MOT's schedule over the first half of training, and stay over the second."""
 
@@ -86,16 +91,13 @@ class _Ramp:
         self._technique, self._work = technique, work
         self._before = dict(work.structures)
         self._chosen = chosen
-        self._kept: Mapping[str, Projection] | None = None
 
     def keep(self, step: int, steps: int) -> Mapping[str, Projection]:
         """The projections for this step; masks are made anew while the schedule says so."""
         share = self._share(step, steps)
         if share is not None:
             self.prune(share)
-        if share is not None or self._kept is None:  # None: training goes on from masks that were made before.
-            self._kept = self._work.projections()
-        return self._kept
+        return self._work.projections()
 
     def prune(self, share: float) -> None:
         """Choose the weights that go for a share of the wanted sparsity, on top of what was zero before."""
@@ -138,8 +140,8 @@ def _chosen(technique: Prune, work: Work) -> Iterator[tuple[str, float]]:
     )
     for name, sparsity in found:
         shape = tuple(work.kernels[name].variable.shape)
-        if technique.block and not is_matrix(shape):
-            work.notes.append(f"{name} {list(shape)} is not pruned: block {technique.block} is of matrices")
+        if technique.block and not _has_blocks(shape, _pair(technique.block)):
+            work.notes.append(f"{name} {list(shape)} is not pruned: block {technique.block} is of larger matrices")
         else:
             yield name, sparsity
 

@@ -11,6 +11,7 @@ zero, and equal weights of a channel to equal ones.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 import tf_keras
@@ -31,16 +32,16 @@ def apply(_: Qat, work: Work) -> tuple[Epoch, ...]:
     """Train the model's weights under int8 rounding; layers without a rule are named, and train as they are."""
     refused = refusals(work.model)
     work.notes += _told(refused)
-    plain = work.model
+    plain, own_kernels = work.model, work.kernels
     with tfmot.scope():
         work.model = rounded(plain, refused)
         pairs = list(_pairs(plain, work.model))
-        names = {own.name: theirs.name for own, theirs in pairs}
-        kept = {names[name]: projection for name, projection in work.projections().items()}
-        history = work.tune(lambda *_: kept)
+        copies = {own.ref(): theirs for own, theirs in pairs}
+        work.kernels = {name: replace(k, variable=copies[k.variable.ref()]) for name, k in own_kernels.items()}
+        history = work.tune(lambda *_: work.projections())
     for own, theirs in pairs:
         own.assign(theirs)
-    work.model = plain
+    work.model, work.kernels = plain, own_kernels
     return history
 
 

@@ -19,18 +19,36 @@ from typing_extensions import Self
 
 from edgebuild.pipeline.record import Record
 
+
+def _or_auto(meant: str) -> Discriminator:
+    """Tells `auto` from a number, and says what is meant where something else is given."""
+    return Discriminator(
+        lambda given: "(word)" if given == "auto" else "(number)" if isinstance(given, int | float) else None,
+        custom_error_type="strength",
+        custom_error_message=f"Input should be {meant}, or auto",
+    )
+
+
 Sparsity: TypeAlias = Annotated[float, Field(ge=0, lt=1)]
 Clusters: TypeAlias = Annotated[int, Field(ge=2, le=256)]
 _Auto: TypeAlias = Annotated[Literal["auto"], Tag("(word)")]
-_BY_KIND: Final = Discriminator(lambda given: "(word)" if isinstance(given, str) else "(number)")
-SparsityOrAuto: TypeAlias = Annotated[_Auto | Annotated[Sparsity, Tag("(number)")], _BY_KIND]
-ClustersOrAuto: TypeAlias = Annotated[_Auto | Annotated[Clusters, Tag("(number)")], _BY_KIND]
+SparsityOrAuto: TypeAlias = Annotated[_Auto | Annotated[Sparsity, Tag("(number)")], _or_auto("a share such as 0.5")]
+ClustersOrAuto: TypeAlias = Annotated[_Auto | Annotated[Clusters, Tag("(number)")], _or_auto("a number such as 16")]
 Count: TypeAlias = Annotated[int, Field(ge=1)]
 _SEXAGESIMAL: Final = {62: "1:2", 64: "1:4", 124: "2:4", 184: "3:4"}  # As YAML 1.1 reads them unquoted.
-MByN: TypeAlias = Annotated[
-    Literal["1:2", "1:4", "2:4", "3:4"],
-    BeforeValidator(lambda given: _SEXAGESIMAL.get(given, given) if type(given) is int else given),
-]
+
+
+def _as_written(given: object) -> object:
+    if type(given) is not int:
+        return given
+    if given not in _SEXAGESIMAL:
+        minutes, seconds = divmod(given, 60)
+        read = f"; YAML reads {minutes}:{seconds} without quotes as {given}" if minutes > 0 else ""
+        raise ValueError(f"Input should be {', '.join(_SEXAGESIMAL.values())}, not {given}{read}")
+    return _SEXAGESIMAL[given]
+
+
+MByN: TypeAlias = Annotated[Literal["1:2", "1:4", "2:4", "3:4"], BeforeValidator(_as_written)]
 Block: TypeAlias = Literal["1x4", "4x1", "1x8", "8x1", "1x16", "16x1", "4x4"]
 Granularity: TypeAlias = Literal["channel_scaled", "tensor", "channel"]
 Initialization: TypeAlias = Literal["kmeans++", "linear", "density"]
@@ -62,8 +80,10 @@ class Finetune(Record):
         default=False,
         description="compute in float16 on a GPU; elsewhere in bfloat16, which is slow there; weights stay float32",
     )
-    strategy: Literal["one", "mirrored"] = Field(
-        default="one", description="on one device, or each batch split over all GPUs of the machine"
+    strategy: Literal["one", "mirrored", "multi_worker"] = Field(
+        default="one",
+        description="on one device; or each batch split over all GPUs of the machine; or over all machines that the "
+        "variable TF_CONFIG names, which run the same command",
     )
 
 
@@ -81,6 +101,12 @@ class Trained(Record):
     def needs_samples(self) -> bool:
         """Whether it can't be done without data."""
         return self.finetune is not None and self.finetune.epochs > 0
+
+    @property
+    def is_joint(self) -> bool:
+        """Whether several machines train it together."""
+        found = self.finetune
+        return found is not None and found.epochs > 0 and found.strategy == "multi_worker"
 
     @property
     def watches(self) -> bool:
@@ -141,7 +167,8 @@ class Prune(Automatic):
         """As a step is named."""
         if self.m_by_n:
             return f"prune {self.m_by_n}"
-        return "prune auto" if self.sparsity == "auto" else f"prune {self.sparsity * 100:g} %"
+        share = "auto" if self.sparsity == "auto" else f"{self.sparsity * 100:g} %"
+        return f"prune {share}, by layer" if self.layers else f"prune {share}"
 
     @property
     def is_automatic(self) -> bool:

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from edgebuild.pipeline.compress import cluster, prune, qat, structure, work
+from edgebuild.pipeline.compress import cluster, prune, qat, structure, team, tf_config, work
 from edgebuild.pipeline.compress.checkpoint import Epoch
 from edgebuild.pipeline.compress.kernels import Kernel
 from edgebuild.pipeline.compress.settings import Cluster, Compression, Prune, Qat
@@ -27,8 +27,20 @@ _TECHNIQUES: Final[Mapping[type, Callable[[Any, Work], tuple[Epoch, ...]]]] = {
 
 
 def apply(step: Compression, inputs: Mapping[str, Path], out: Path) -> None:
-    """`model`, `source` (uncompressed), perhaps `samples` -> a float model, `structure.npz` and `step.json`."""
-    opened = work.start(step, inputs)
+    """`model`, `source` (uncompressed), perhaps `samples` -> a float model, `structure.npz` and `step.json`.
+
+    Where several machines train it together, this process must be new to TensorFlow, and the folder `progress` be named
+    by the key of the result: it tells that they are about the same.
+    """
+    if not step.technique.is_joint:
+        _apply(step, inputs, out)
+        return
+    with team.joined(tf_config.here(), inputs["progress"].name) as met:
+        _apply(step, inputs, out, met)
+
+
+def _apply(step: Compression, inputs: Mapping[str, Path], out: Path, met: team.Team | None = None) -> None:
+    opened = work.start(step, inputs, met)
     history = _TECHNIQUES[type(step.technique)](step.technique, opened)
     float_model.save_changed(opened.model, float_model.describe(inputs["model"]), out)
     structure.save(out / work.STRUCTURE, opened.structures)
@@ -50,6 +62,7 @@ def _record(done: Work, history: Sequence[Epoch]) -> dict[str, Any]:
     return {
         "kernels": kernels,
         "history": [asdict(epoch) for epoch in history],
+        "learned": asdict(done.learned) if done.learned else None,
         "search": asdict(done.search) if done.search else None,
         "notes": done.notes,
     }

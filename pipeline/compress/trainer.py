@@ -10,9 +10,9 @@ import tensorflow as tf
 import tf_keras
 from numpy.typing import NDArray
 
-from edgebuild.pipeline.compress import batches, gradients
+from edgebuild.pipeline.compress import batches, gradients, losses
 from edgebuild.pipeline.compress.batches import Data
-from edgebuild.pipeline.compress.losses import Loss, packed
+from edgebuild.pipeline.compress.losses import Loss
 from edgebuild.pipeline.compress.settings import Finetune
 
 _OPTIMIZERS: Final[Mapping[str, Callable[..., Any]]] = {
@@ -26,14 +26,14 @@ Projection: TypeAlias = Callable[[Any], Any]
 
 
 class Trainer:
-    """Trains `model` in place, by projected gradient descent over `steps` steps."""
+    """Trains `model` in place, by projected gradient descent over `steps` steps; `together` as for `gradients.of`."""
 
-    def __init__(self, model: Any, loss: Loss, settings: Finetune, steps: int) -> None:
+    def __init__(self, model: Any, loss: Loss, settings: Finetune, steps: int, together: Any = None) -> None:
         self._model, self._loss = model, loss
         rate = tf_keras.optimizers.schedules.CosineDecay(settings.learning_rate, max(steps, 1))
         self._optimizer = _OPTIMIZERS[settings.optimizer](rate)
         self._optimizer.build(model.trainable_variables)
-        self._gradients = gradients.of(model, loss, settings)
+        self._gradients = gradients.of(model, loss, settings, together)
         self._units = [_unit(variable) for variable in model.trainable_variables]
         self._step = tf.function(self._descend, autograph=False, reduce_retracing=True)
         self._measure = tf.function(self._distance, reduce_retracing=True)
@@ -74,10 +74,10 @@ class Trainer:
                 variable.assign(keep[variable.name](variable))
 
     def _forward(self, inputs: list[Any]) -> Any:
-        return self._model(packed(inputs), training=False)
+        return self._model(losses.packed(inputs), training=False)
 
     def _distance(self, inputs: list[Any], labels: Any) -> Any:
-        return self._loss(inputs, tf.nest.flatten(self._forward(inputs)), labels)
+        return losses.of_model(self._model, self._loss, inputs, labels)
 
     def _descend(self, *parts: Any) -> Any:
         loss, found, sound = self._gradients(*parts)

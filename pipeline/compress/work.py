@@ -9,28 +9,29 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-import numpy as np
-
 from edgebuild.calibration.errors import DataError
 from edgebuild.export.errors import ModelError
 from edgebuild.pipeline.arrays import load_arrays
-from edgebuild.pipeline.compress import finetune, fold, gradients, kernels, losses, structure
+from edgebuild.pipeline.compress import batches, finetune, fold, gradients, kernels, losses, sensitivity, structure
 from edgebuild.pipeline.compress.batches import Data
+from edgebuild.pipeline.compress.learned import Learned
 from edgebuild.pipeline.compress.settings import Compression, Finetune, by_pattern
 from edgebuild.pipeline.compress.watch import Watch
 from edgebuild.pipeline.ingest import float_model
 
 if TYPE_CHECKING:
-    from edgebuild.pipeline.compress.checkpoint import Epoch
+    from edgebuild.pipeline.compress.checkpoint import Course, Epoch
     from edgebuild.pipeline.compress.finetune import Keep
     from edgebuild.pipeline.compress.kernels import Kernel
     from edgebuild.pipeline.compress.losses import Loss
     from edgebuild.pipeline.compress.scan import Search
     from edgebuild.pipeline.compress.structure import Structure
+    from edgebuild.pipeline.compress.team import Team
     from edgebuild.pipeline.compress.trainer import Projection
 
 STRUCTURE: Final = "structure.npz"
-_FEW: Final = 512  # Samples that tell what outputs are like, and that gradients for scores are taken over.
+FEW_ROWS: Final = 32  # Fewer to learn from are worth a word: half a batch as it is usual.
+_FEW: Final = 512  # Samples that tell what outputs are like.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,13 +46,26 @@ class Training:
     loss: Loss
     watch: Watch | None = None
 
+    def learned(self, course: Course, settings: Finetune) -> Learned:
+        """What a training that took such a course learned from."""
+        held = batches.held_back(len(self.data), settings)
+        return Learned(
+            source="model" if isinstance(self.loss, losses.ToModel) else "labels",
+            loss=str(self.loss),
+            rows=len(self.data) - held,
+            held=held,
+            epochs=len(course.history),
+            kept=course.kept,
+        )
+
 
 @dataclass(slots=True, kw_only=True)
 class Work:
     """A model, its kernels by name, and the structures that they must keep; `notes` are for the user.
 
     A technique changes the model's weights and `structures`. `progress` is where training leaves what it has come to,
-    `search` how levels were found that the configuration leaves open.
+    `search` how levels were found that the configuration leaves open, `learned` what it was fine-tuned on,
+    `team` are the machines that train it together.
     """
 
     model: Any
@@ -63,7 +77,10 @@ class Work:
     notes: list[str]
     progress: Path | None = None
     search: Search | None = None
-    _traced: dict[tuple[str, ...], Any] = field(default_factory=dict)
+    learned: Learned | None = None
+    team: Team | None = None
+    _traced: dict[tuple[str, ...], sensitivity.Gradient] = field(default_factory=dict)
+    _projections: dict[str, tuple[Structure, Projection]] = field(default_factory=dict)
 
     def chosen(self, *, depthwise: bool, layers: Mapping[str, float], otherwise: float) -> Iterator[tuple[str, float]]:
         """The kernels that a technique works on, each with what `layers` says of it.
@@ -92,13 +109,13 @@ class Work:
         """What happens in the block leaves no trace."""
         weights, before = (
             self.model.get_weights(),
-            (self.training, self.progress, dict(self.structures), list(self.notes)),
+            (self.training, self.progress, dict(self.structures), list(self.notes), self.learned),
         )
         try:
             yield
         finally:
             self.model.set_weights(weights)
-            self.training, self.progress, self.structures, self.notes = before
+            self.training, self.progress, self.structures, self.notes, self.learned = before
 
     def project(self) -> None:
         """Move every kernel to the nearest weights that hold its structure."""
@@ -107,14 +124,17 @@ class Work:
             variable.assign(found.projection()(variable))
 
     def projections(self) -> dict[str, Projection]:
-        """What keeps each structure, by the name of the variable."""
-        return {self.kernels[name].variable.name: found.projection() for name, found in self.structures.items()}
+        """What keeps each structure as it is now, by the name of the variable; made anew for a new structure alone."""
+        for name, held in self.structures.items():
+            if name not in self._projections or self._projections[name][0] is not held:
+                self._projections[name] = held, held.projection()
+        return {self.kernels[name].variable.name: self._projections[name][1] for name in self.structures}
 
     def tune(self, keep: Keep, settled_after: float = 0.0) -> tuple[Epoch, ...]:
         """Fine-tune, if that is wanted; `keep` changes structures up to the share `settled_after` of steps."""
         if self.training is None or not self.finetune.epochs:
             return ()
-        return finetune.tune(
+        course = finetune.tune(
             self.model,
             self.training.data,
             self.training.loss,
@@ -125,46 +145,34 @@ class Work:
             structures=self.structures,
             settled_after=settled_after,
             watch=self.training.watch,
+            team=self.team,
         )
+        self.learned = self.training.learned(course, self.finetune)
+        if unreached := sensitivity.unreached(self.model, self.kernels, self.training):
+            self.notes.append(f"no gradient reaches {', '.join(unreached)}: compressed, and not trained")
+        return tuple(course.history)
+
+    def broadcast(self, found: float) -> float:
+        """What worker 0 found, where several decide by it: another machine may round it otherwise."""
+        return found if self.team is None else float(self.team.broadcast(repr(found).encode()))
 
     def gradients(self, names: Sequence[str]) -> dict[str, Any]:
-        """The gradient of the loss over some samples by kernel, in its shape; zero where the loss does not see it.
-
-        Without labels it is that of the model's own answers taken for right: held to itself, it would be zero.
+        """The gradient of the loss over some samples by kernel, as of `sensitivity.traced`.
 
         Raises:
             ValueError: there is nothing to learn from; a plan sees to it that there is.
         """
         if self.training is None:
             raise ValueError("there is nothing to take a gradient over")
-        data, given = self.training.data, tuple(names)
+        given = tuple(names)
         if given not in self._traced:
-            self._traced[given] = self._gradient(self.training, given)
-        gradient = self._traced[given]
-        count = min(_FEW, len(data))
-        size = self.model.inputs[0].shape[0] or count
-        rows = [np.arange(start, start + size) for start in range(0, max(count - size, 0) + 1, size)]
-        parts = [gradient(*data.take(chosen).tensors()) for chosen in rows]
-        return {name: np.sum(each, axis=0) for name, each in zip(given, zip(*parts, strict=True), strict=True)}
-
-    def _gradient(self, training: Training, names: Sequence[str]) -> Any:
-        import tensorflow as tf
-
-        variables = [self.kernels[name].variable for name in names]
-        few = losses.answers(self.model, [array[:_FEW] for array in training.data.inputs])
-        itself = losses.ToItself(distributions=tuple(map(losses.are_probabilities, few)))
-        loss = itself if isinstance(training.loss, losses.ToModel) else training.loss
-
-        def gradient(inputs: list[Any], labels: Any) -> Any:
-            with tf.GradientTape() as tape:
-                found = loss(inputs, losses.flat(self.model(losses.packed(inputs), training=False)), labels)
-            parts = tape.gradient(found, variables, unconnected_gradients=tf.UnconnectedGradients.ZERO)
-            return [tf.convert_to_tensor(part) for part in parts]
-
-        return tf.function(gradient)
+            kernels = [self.kernels[name] for name in given]
+            self._traced[given] = sensitivity.traced(self.model, kernels, self.training)
+        found = sensitivity.over_samples(self._traced[given], self.training.data, self.model.inputs[0].shape[0])
+        return dict(zip(given, found, strict=True))
 
 
-def start(step: Compression, inputs: Mapping[str, Path]) -> Work:
+def start(step: Compression, inputs: Mapping[str, Path], team: Team | None = None) -> Work:
     """Open the float model in `inputs`, batch normalization folded, with what the steps before it made.
 
     Raises:
@@ -172,22 +180,44 @@ def start(step: Compression, inputs: Mapping[str, Path]) -> Work:
         DataError: there are too few samples for its batch, or its labels fit no output.
     """
     model, folded = fold.fold(float_model.rebuild(inputs["model"]))
+    thawed = _thaw(model)
     settings = step.technique.finetune or Finetune(epochs=0)
-    doubts = gradients.doubts(settings) if settings.epochs else ()
+    training = _training(step, settings, inputs, model) if step.technique.needs_samples else None
+    doubts = (*gradients.doubts(settings), *_few(training, settings)) if settings.epochs else ()
     return Work(
         model=model,
         kernels={f"{kernel.layer}/{kernel.name}": kernel for kernel in kernels.kernels(model)},
         structures=structure.load(inputs["model"] / STRUCTURE),
-        training=_training(step, settings, inputs, model) if step.technique.needs_samples else None,
+        training=training,
         finetune=settings,
         seed=step.seed,
-        notes=[*_told(folded), *doubts],
+        notes=[*_told(folded, thawed), *doubts, *([f"trained on {len(team)} workers together"] if team else [])],
         progress=inputs.get("progress"),
+        team=team,
     )
 
 
-def _told(folded: Sequence[str]) -> list[str]:
-    return [f"batch normalization was folded before compression: {', '.join(folded)}"] if folded else []
+def _thaw(model: Any) -> tuple[str, ...]:
+    """Make layers trainable that the source froze: that they were not to learn then does not spare them now."""
+    frozen = tuple(layer.name for layer in model.layers if layer.weights and not layer.trainable)
+    model.trainable = True
+    return frozen
+
+
+def _told(folded: Sequence[str], thawed: Sequence[str]) -> Iterator[str]:
+    if folded:
+        yield f"batch normalization was folded before compression: {', '.join(folded)}"
+    if thawed:
+        yield f"layers that the source had frozen are compressed, and learn, like the others: {', '.join(thawed)}"
+
+
+def _few(training: Training | None, settings: Finetune) -> Iterator[str]:
+    if training is None:
+        return
+    count = len(training.data) - batches.held_back(len(training.data), settings)
+    if count < FEW_ROWS:
+        rows = f"{count} row{'s' * (count != 1)}"
+        yield f"only {rows} to learn from: what is learned may hold for them alone; a few hundred are usual"
 
 
 def _training(step: Compression, settings: Finetune, inputs: Mapping[str, Path], model: Any) -> Training:

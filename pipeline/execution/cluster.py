@@ -14,7 +14,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from edgebuild.calibration.errors import Failure
 from edgebuild.pipeline.errors import ConfigError, CrashError, InternalError, SchedulerError, StoreError
@@ -104,7 +104,7 @@ class _Submitted:
 
     def __init__(self, client: Client, address: str, work: Work) -> None:
         self._client, self._address, self._work = client, address, work
-        self._heard: queue.Queue[tuple[str, str]] = queue.Queue()
+        self._heard: queue.Queue[tuple[str, cluster_worker.State | Literal["ended"], str]] = queue.Queue()
         self._topic = f"edgebuild-{uuid.uuid4().hex}"
         self._futures: dict[str, Future[Done]] = {}
         self._waiting = dict(work.missing)
@@ -144,7 +144,7 @@ class _Submitted:
         )
         needed = [self._futures[key] for key in task.inputs.values() if key in self._futures]
         future: Future[Done] = self._client.submit(cluster_worker.work, job, *needed, key=task.key)
-        future.add_done_callback(lambda _: self._heard.put((task.key, "ended")))
+        future.add_done_callback(lambda _: self._heard.put((task.key, "ended", "")))
         return future
 
     def _warm(self) -> None:
@@ -158,16 +158,16 @@ class _Submitted:
     def _hear(self, event: tuple[float, Any]) -> None:
         """In Dask's own thread."""
         _, message = event
-        self._heard.put((message["key"], message["state"]))
+        self._heard.put((message["key"], message["state"], message["headway"]))
 
     def _listen(self) -> None:
         try:
-            key, state = self._heard.get(timeout=_LOOK_S)
+            key, state, headway = self._heard.get(timeout=_LOOK_S)
         except queue.Empty:
             self._require_workers()
             return
-        if state in ("started", "waiting") and key in self._waiting:
-            self._tell(Event(state=state, task=self._waiting[key]))  # type: ignore[arg-type]
+        if state != "ended" and key in self._waiting:
+            self._tell(Event(state=state, task=self._waiting[key], headway=headway))
 
     def _require_workers(self) -> None:
         if self._client.scheduler_info(n_workers=1)["workers"]:

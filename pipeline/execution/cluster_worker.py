@@ -8,16 +8,16 @@ long or when the Dask worker ends, however that is.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal, Protocol, TypeAlias
 
 from edgebuild.calibration.errors import Failure
 from edgebuild.pipeline.errors import ConfigError
 from edgebuild.pipeline.execution import shipping, workers
-from edgebuild.pipeline.execution.run_task import Answer, Waiting
+from edgebuild.pipeline.execution.run_task import Answer, Headway, Waiting
 from edgebuild.pipeline.execution.workers import Limits, Worker
 from edgebuild.pipeline.stages import STAGES
 from edgebuild.pipeline.storage.location import CACHE_VARIABLE, mirror
@@ -27,6 +27,7 @@ from edgebuild.pipeline.storage.store import Store
 from edgebuild.pipeline.task import Task, WorkerKind, key, tool_version
 from edgebuild.targets.errors import ToolMissingError
 
+State: TypeAlias = Literal["started", "waiting", "headway"]
 IDLE_S: Final = 300.0  # An idle TensorFlow process keeps 600 MB of a machine that others use too.
 
 
@@ -47,6 +48,13 @@ class Done:
 
     answer: Answer
     log: str
+
+
+class Tell(Protocol):
+    """Tells the build how a task stands, and how far it has come."""
+
+    def __call__(self, state: State, headway: str = "") -> None:
+        """By the log that whoever started the build listens to."""
 
 
 class TaskFailed(Exception):  # noqa: N818 - it carries a failure, in an exception for Dask's sake
@@ -71,8 +79,8 @@ def work(job: Job, *_: object) -> Done:
 
     here = get_worker()
 
-    def tell(state: str) -> None:
-        here.log_event(job.topic, {"key": job.task.key, "state": state})
+    def tell(state: State, headway: str = "") -> None:
+        here.log_event(job.topic, {"key": job.task.key, "state": state, "headway": headway})
 
     tell("started")
     try:
@@ -90,7 +98,7 @@ def warm(dask_worker: Any) -> None:
         pass
 
 
-def _run(job: Job, address: str, folder: Path, tell: Callable[[str], None]) -> Done:
+def _run(job: Job, address: str, folder: Path, tell: Tell) -> Done:
     _require_same_tools(job, address)
     if not isinstance(job.store, SharedStore):
         _require_in_sight(job, address)
@@ -102,7 +110,7 @@ def _run(job: Job, address: str, folder: Path, tell: Callable[[str], None]) -> D
     return replace(done, answer=_in_the_users_words(done.answer, job.task, task))
 
 
-def _hand_over(task: Task, store: Store, limits: Limits, folder: Path, tell: Callable[[str], None]) -> Done:
+def _hand_over(task: Task, store: Store, limits: Limits, folder: Path, tell: Tell) -> Done:
     with _PROCESSES.one(STAGES[task.stage].worker, folder) as worker:
         worker.give(task, store)
         while True:
@@ -112,10 +120,12 @@ def _hand_over(task: Task, store: Store, limits: Limits, folder: Path, tell: Cal
                     return Done(answer=answer, log=log)
                 if isinstance(answer, Waiting):
                     tell(_state(answer))
+                if isinstance(answer, Headway):
+                    tell("headway", answer.text)
             worker.hold_to(limits)
 
 
-def _state(waiting: Waiting) -> str:
+def _state(waiting: Waiting) -> State:
     return "waiting" if waiting.begins else "started"
 
 

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, Protocol, TypeAlias
 
 from edgebuild.calibration.errors import Failure
+from edgebuild.pipeline.errors import ConfigError
 from edgebuild.pipeline.execution import workers
-from edgebuild.pipeline.execution.run_task import Answer, Ready, Waiting
+from edgebuild.pipeline.execution.run_task import Answer, Headway, Ready, Waiting
 from edgebuild.pipeline.execution.workers import Limits, Worker
-from edgebuild.pipeline.stages import STAGES
+from edgebuild.pipeline.stages import STAGES, is_joint, turn
 from edgebuild.pipeline.storage.sessions import session
 from edgebuild.pipeline.storage.store import Store
 from edgebuild.pipeline.task import Task, WorkerKind
@@ -22,12 +23,15 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 SECOND_IMPORT_PAYS_AFTER_S: Final = 6.0  # About what one import of TensorFlow costs.
-State: TypeAlias = Literal["cached", "damaged", "started", "waiting", "done", "failed", "skipped"]
+State: TypeAlias = Literal["cached", "damaged", "started", "waiting", "headway", "done", "failed", "skipped"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
-    """Something happened to a task; `log` is the end of what its worker printed."""
+    """Something happened to a task; `log` is the end of what its worker printed, `headway` how far it has come.
+
+    `waits` where it waits for other machines.
+    """
 
     state: State
     task: Task
@@ -35,6 +39,8 @@ class Event:
     failure: Failure | None = None
     trace: str = ""
     log: str = ""
+    headway: str = ""
+    waits: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,6 +132,7 @@ def execute(
 
     Raises:
         StoreError: the store can't be used.
+        ConfigError: machines are to make something together, and it is not known which, or a runner can't.
     """
     with session(store, tasks) as opened:
         damaged: list[Task] = []
@@ -134,11 +141,24 @@ def execute(
             on_event(Event(state="cached", task=tasks[key]))
         for task in damaged:
             on_event(Event(state="damaged", task=task))
+        _require_machines(missing, here=runner is None)
         work = Work(store=opened, goals=goals, found=found, missing=missing, limits=limits, tell=on_event)
         if runner is not None:
             return runner(work)
         with _Run(work, jobs) as run:
             return run.until_done()
+
+
+def _require_machines(missing: Mapping[str, Task], *, here: bool) -> None:
+    """What several machines make together is refused before any work, where it can't be made."""
+    for task in filter(is_joint, missing.values()):
+        turn(task)
+        if not here:
+            raise ConfigError(
+                f"{task.title}: strategy: multi_worker and --scheduler do not go together",
+                cause="each machine runs its own build, and a scheduler's workers are not the machines of TF_CONFIG",
+                action="leave one of them out",
+            )
 
 
 class _Run:
@@ -152,7 +172,7 @@ class _Run:
         self._workers: list[Worker] = []
 
     def __enter__(self) -> Self:
-        if any(STAGES[task.stage].worker == "tensorflow" for task in self._waiting.values()):
+        if any(STAGES[task.stage].worker == "tensorflow" and not is_joint(task) for task in self._waiting.values()):
             self._workers.append(self._start("tensorflow"))  # Its import runs while data is read.
         return self
 
@@ -183,17 +203,28 @@ class _Run:
         for key, task in list(self._waiting.items()):
             if len(self._busy()) >= self._jobs:
                 return
-            if all(needed in self._results for needed in task.inputs.values()):
+            if all(needed in self._results for needed in task.inputs.values()) and self._is_next(task):
                 self._ready_since.setdefault(key, time.monotonic())
-                worker = self._worker_for(STAGES[task.stage].worker, self._ready_since[key])
+                worker = self._worker_for(task, self._ready_since[key])
                 if worker is not None:
                     del self._waiting[key]
                     self._tell(Event(state="started", task=task))
                     worker.give(task, self._store)
 
-    def _worker_for(self, kind: WorkerKind, ready_since: float) -> Worker | None:
-        """An idle worker of that kind, or a new one where a new one pays."""
-        alike = [worker for worker in self._workers if worker.kind == kind]
+    def _is_next(self, task: Task) -> bool:
+        """Whether it may begin: what machines make together, all of them make in the plan's order, one by one."""
+        if not is_joint(task):
+            return True
+        first = next(filter(is_joint, self._waiting.values()))
+        return task is first and not any(worker.alone for worker in self._busy())
+
+    def _worker_for(self, task: Task, ready_since: float) -> Worker | None:
+        """An idle worker of the kind it takes, or a new one where a new one pays, or must be."""
+        kind = STAGES[task.stage].worker
+        if is_joint(task):
+            self._workers.append(self._start(kind, alone=True))
+            return self._workers[-1]
+        alike = [worker for worker in self._workers if worker.kind == kind and not worker.alone]
         idle = next((worker for worker in alike if worker.task is None and worker.is_alive), None)
         waited_s = time.monotonic() - ready_since
         if idle is None and (kind == "light" or not alike or waited_s > SECOND_IMPORT_PAYS_AFTER_S):
@@ -208,9 +239,9 @@ class _Run:
         for worker in self._busy():
             worker.hold_to(self._limits)
 
-    def _start(self, kind: WorkerKind) -> Worker:
+    def _start(self, kind: WorkerKind, *, alone: bool = False) -> Worker:
         """A worker whose temporary files end with the session: it won't get to tidy up."""
-        return workers.start(kind, self._store.scratch or self._store.root)
+        return workers.start(kind, self._store.scratch or self._store.root, alone=alone)
 
     def _finish(self, worker: Worker) -> None:
         task, answer, log = worker.take_answer()
@@ -219,7 +250,10 @@ class _Run:
         if isinstance(answer, Waiting):
             self._tell(Event(state="waiting" if answer.begins else "started", task=task))
             return
-        if not worker.is_alive:
+        if isinstance(answer, Headway):
+            self._tell(Event(state="headway", task=task, headway=answer.text, waits=answer.waits))
+            return
+        if worker.alone or not worker.is_alive:
             worker.close()
             self._workers.remove(worker)
         if answer.failure is None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from edgebuild.calibration.errors import DataError, Failure
 from edgebuild.pipeline.errors import StoreError
-from edgebuild.pipeline.stages import STAGES
+from edgebuild.pipeline.stages import STAGES, turn
 from edgebuild.pipeline.storage import progress
 from edgebuild.pipeline.storage.digests import digest_tree
 from edgebuild.pipeline.storage.location import CACHE_VARIABLE
@@ -43,6 +43,14 @@ class Waiting:
     begins: bool
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Headway:
+    """What a worker says now and then of a long task: how far it has come, or that it waits for other machines."""
+
+    text: str
+    waits: bool = False
+
+
 def run_task(task: Task, store: Store, on_wait: Callable[[Waiting], None] = lambda _: None) -> None:
     """Make the task's entry in the store, or wait for the build that is making it; `on_wait` hears of both its ends.
 
@@ -52,7 +60,7 @@ def run_task(task: Task, store: Store, on_wait: Callable[[Waiting], None] = lamb
     """
     inputs = {name: _entry(store, key) for name, key in task.inputs.items()}
     inputs |= {name: source.path for name, source in task.sources.items()}
-    with store.turn(task.key, lambda: on_wait(Waiting(begins=True))) as waited, _importing_from(task.python_path):
+    with store.turn(turn(task), lambda: on_wait(Waiting(begins=True))) as waited, _importing_from(task.python_path):
         if waited:
             on_wait(Waiting(begins=False))
         if store.find(task.key) is None:
@@ -66,9 +74,13 @@ def _make(task: Task, inputs: Mapping[str, Path], store: Store) -> None:
         inputs = {**inputs, "progress": progress.place(store, task.key)}
     with store.writing(task.key, task.title) as out:
         try:
+            if stage.resumes:
+                progress.describe(store, task.key, task.title)
             stage.function(task.parameters, inputs, out)
         except OSError as e:
             raise _told(task, e, store) from e
+        finally:
+            progress.settle(store, task.key)
         _require_sound(out, task.title)
         _require_unchanged(task)
     progress.forget(store, task.key)
@@ -151,9 +163,17 @@ def _require_sound(out: Path, title: str) -> None:
         if file.suffix == ".json":
             _require_json(file, title)
         elif file.suffix == ".tflite":
-            from edgebuild.export.interpreter import require_running
+            _require_running(file)
 
-            require_running(file.read_bytes())
+
+def _require_running(file: Path) -> None:
+    """What a target's own compiler made runs there alone; it is read, and no more."""
+    from edgebuild.export import flatbuffer
+    from edgebuild.export.interpreter import require_running
+    from edgebuild.targets.edgetpu import compiled_calls
+
+    if not (file.stem.endswith("_edgetpu") and compiled_calls(flatbuffer.read_file(file))):
+        require_running(file.read_bytes())
 
 
 def _require_json(file: Path, title: str) -> None:

@@ -16,8 +16,9 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 
 from edgebuild.calibration.errors import Failure
+from edgebuild.pipeline import headway
 from edgebuild.pipeline.errors import InternalError
-from edgebuild.pipeline.execution.run_task import Answer, Ready, Waiting, is_full_disk, run_task, unusable_for
+from edgebuild.pipeline.execution.run_task import Answer, Headway, Ready, Waiting, is_full_disk, run_task, unusable_for
 from edgebuild.pipeline.storage.store import Store
 from edgebuild.pipeline.task import Task
 
@@ -31,6 +32,7 @@ def main(kind: str, descriptor: int) -> None:
     connection = Connection(descriptor)
     if kind == "tensorflow":
         _import_tensorflow()
+    headway.listen(lambda text, waits: connection.send(Headway(text=text, waits=waits)))
     connection.send(Ready())
     while True:
         try:
@@ -47,10 +49,15 @@ def _serve(task: Task, store: Store, on_wait: Callable[[Waiting], None]) -> Answ
     try:
         run_task(task, store, on_wait)
     except Failure as e:
-        failure, trace = e, traceback.format_exc()
+        failure, trace = _bare(e), traceback.format_exc()
     except Exception as e:  # noqa: BLE001 - a fault of ours in one task must not cost the others; it is reported as such
         failure, trace = _unforeseen(task, store, e), traceback.format_exc()
     return Answer(failure=failure, seconds=time.perf_counter() - started, trace=trace)
+
+
+def _bare(failure: Failure) -> Failure:
+    """Without its traceback and causes: some packages have those pickled too, and the build would import TensorFlow."""
+    return type(failure)(failure.what, cause=failure.cause, action=failure.action)
 
 
 def _unforeseen(task: Task, store: Store, error: Exception) -> Failure:

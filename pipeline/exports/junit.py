@@ -5,14 +5,10 @@ ref: the format that Jenkins and GitLab read, https://github.com/windyroad/JUnit
 
 from __future__ import annotations
 
-import re
-from typing import Final
 from xml.etree import ElementTree as ET
 
+from edgebuild.pipeline.exports.legal import legal
 from edgebuild.pipeline.report import FailureReport, GateResult, Report, TargetReport
-
-# Characters that XML 1.0 can't hold in any form; names in model files may.
-_ILLEGAL: Final = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 def render(report: Report) -> str:
@@ -33,7 +29,7 @@ def _target(suites: ET.Element, name: str, target: TargetReport) -> None:
     properties = ET.SubElement(suite, "properties")
     facts = {"artifact": target.artifact, "sha256": target.sha256, "precision": target.precision}
     for key, value in facts.items():
-        ET.SubElement(properties, "property", name=key, value=_legal(value))
+        ET.SubElement(properties, "property", name=key, value=legal(value))
     for gate in target.gates:
         _gate(suite, name, gate)
 
@@ -56,17 +52,13 @@ def _gate(suite: ET.Element, target: str, gate: GateResult) -> None:
     if gate.verdict == "pass":
         return
     value = "unknown" if gate.value is None else f"{gate.value:.6g}"
-    message = _legal(f"{gate.verdict}: {value} against a limit of {gate.limit:.6g}")
+    message = legal(f"{gate.verdict}: {value} against a limit of {gate.limit:.6g}")
     tag = "failure" if gate.verdict == "fail" else "error"
-    ET.SubElement(case, tag, message=message, type=f"{gate.kind} gate").text = _legal(gate.note)
+    ET.SubElement(case, tag, message=message, type=f"{gate.kind} gate").text = legal(gate.note)
 
 
 def _failed(suites: ET.Element, name: str, failure: FailureReport) -> None:
     suite = ET.SubElement(suites, "testsuite", name=name, tests="1", failures="0", errors="1", skipped="0")
     case = ET.SubElement(suite, "testcase", name="build", classname=f"edgebuild.{name}")
-    error = ET.SubElement(case, "error", message=_legal(failure.what), type=f"exit code {failure.exit_code}")
-    error.text = _legal("\n".join(filter(None, (failure.what, failure.cause, failure.action))))
-
-
-def _legal(text: str) -> str:
-    return _ILLEGAL.sub("\N{REPLACEMENT CHARACTER}", text)
+    error = ET.SubElement(case, "error", message=legal(failure.what), type=f"exit code {failure.exit_code}")
+    error.text = legal("\n".join(filter(None, (failure.what, failure.cause, failure.action))))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 from edgebuild.device_tests.latency import Latency
@@ -35,7 +35,7 @@ def render(report: Report) -> str:
         rows = [_row(name, target) for name, target in report.targets.items()]
         parts += [_table(_COLUMNS, rows), "measured, but (p): predicted, (s): simulated, –: unavailable"]  # noqa: RUF001
     if report.compression:
-        parts.append("\n".join(f"- {_safe(line)}" for line in _bought(report.compression)))
+        parts.append("\n".join(f"- {_safe(line)}" for line in _compression(report.compression)))
     missed = [(name, g) for name, t in report.targets.items() for g in t.gates if g.verdict != "pass"]
     if missed:
         columns = ("target", "gate", "verdict", "value", "limit", "why")
@@ -47,9 +47,14 @@ def render(report: Report) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _bought(found: CompressionReport) -> Iterable[str]:
-    """What each step of compression bought, and what conversion took back, a line each."""
-    return (*(f"{ledger.line(step)}{' (leave it out)' if step.idle else ''}" for step in found.findings), *found.lost)
+def _compression(found: CompressionReport) -> Iterator[str]:
+    """What each step of compression bought and learned from, and what conversion took back, a line each."""
+    yield from (ledger.line(step) for step in found.findings)
+    yield from (ledger.idle_line(step) for step in found.findings if step.idle)
+    yield from (line for step in found.findings for line in ledger.fall_lines(step))
+    yield from (ledger.sought(step) for step in found.steps if step.search)
+    yield from (f"{step.step}: {step.learned}" for step in found.steps if step.learned)
+    yield from found.lost
 
 
 def _title(report: Report) -> str:

@@ -9,21 +9,28 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
-from typing import Any, Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 from urllib.parse import quote
 
 from edgebuild.pipeline.report import GateResult, Report, TargetReport
-from edgebuild.targets.placement import Unmapped
+from edgebuild.targets.placement import Finding as PlacementFinding
+from edgebuild.targets.placement import Placement, Unmapped
+
+if TYPE_CHECKING:
+    from edgebuild.pipeline.check import Check
 
 SCHEMA: Final = "https://json.schemastore.org/sarif-2.1.0.json"
 Level: TypeAlias = Literal["error", "warning", "note"]
 
 # What makes one reason differ from the next of its kind: numbers, shapes, operators' and attributes' names, types.
-_PARTICULAR: Final = re.compile(r"\[[^\]]*\]|\([^)]*\)|\b[A-Z][A-Za-z]*_?[A-Z0-9_]+\b|\b(u?int|float)\d+\b|\d[\d,x.]*")
+# Reasons quote model files: no part can begin at every character and end at none, so it takes linear time.
+_PARTICULAR: Final = re.compile(r"\[[^][]*\]|\([^()]*\)|\b[A-Z]\w*[A-Z0-9_]\b|\b(u?int|float)\d+\b|\d[\d,x.]*")
 _WORDS: Final = 7
+_MOST_CHARS: Final = 2000  # Of a reason, to find its words in; a custom operator's name has half of that at most.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,19 +46,30 @@ class _Finding:
 
 def render(report: Report, out: Path) -> str:
     """The report of the build in `out` as SARIF; paths are relative to the current folder where they lie below it."""
-    findings = list(_findings(report))
+    ended = {"executionSuccessful": not report.failures, "exitCode": report.exit_code}
+    return _log(list(_findings(report)), out, report.edgebuild, ended)
+
+
+def render_check(found: Check) -> str:
+    """A check of a .tflite file as SARIF: what the accelerators do not take, and what does not hold."""
+    ended = {"executionSuccessful": True, "exitCode": found.exit_code}
+    return _log(list(_check_findings(found)), Path(found.model).parent, metadata.version("edgebuild"), ended)
+
+
+def _log(findings: Sequence[_Finding], folder: Path, version: str, ended: Mapping[str, object]) -> str:
     rules = {finding.rule: finding.about for finding in findings}
     driver = {
         "name": "edgebuild",
-        "version": report.edgebuild,
+        "version": version,
         "rules": [
             {"id": rule, "name": _pascal(rule), "shortDescription": {"text": about}} for rule, about in rules.items()
         ],
     }
+    indices = {rule: index for index, rule in enumerate(rules)}
     run = {
         "tool": {"driver": driver},
-        "invocations": [{"executionSuccessful": not report.failures, "exitCode": report.exit_code}],
-        "results": [_result(finding, list(rules).index(finding.rule), out) for finding in findings],
+        "invocations": [dict(ended)],
+        "results": [_result(finding, indices[finding.rule], folder) for finding in findings],
     }
     return json.dumps({"$schema": SCHEMA, "version": "2.1.0", "runs": [run]}, indent=1) + "\n"
 
@@ -62,14 +80,13 @@ def rule_id(reason: str) -> str:
     >>> rule_id("version 12 of FULLY_CONNECTED; tflite-runtime runs up to 11")
     'placement/version-of-tflite-runtime-runs-up-to'
     """
-    words = re.findall(r"[a-z][a-z-]*", _PARTICULAR.sub(" ", reason).lower())
+    words = re.findall(r"[a-z][a-z-]*", _PARTICULAR.sub(" ", reason[:_MOST_CHARS]).lower())
     return "/".join(("placement", "-".join(words[:_WORDS]) or "refused"))
 
 
 def _findings(report: Report) -> Iterator[_Finding]:
     for name, target in report.targets.items():
-        for entry in target.placement.unmapped:
-            yield _unmapped(name, target, entry)
+        yield from (_unmapped(name, target.placement, target.artifact, e) for e in target.placement.unmapped)
         for gate in target.gates:
             if gate.verdict != "pass":
                 yield _gate(name, target, gate)
@@ -84,20 +101,50 @@ def _findings(report: Report) -> Iterator[_Finding]:
         )
 
 
-def _unmapped(name: str, target: TargetReport, entry: Unmapped) -> _Finding:
+def _check_findings(found: Check) -> Iterator[_Finding]:
+    file = Path(found.model).name
+    for name, target in found.targets.items():
+        yield from (_unmapped(name, target.placement, file, entry) for entry in target.placement.unmapped)
+        yield from (_known(name, finding, file) for finding in target.placement.findings)
+        if target.problem:
+            yield _Finding(
+                rule="check/failed",
+                about="The model does not hold to what a target asks.",
+                level="error",
+                message=f"{name}: {target.problem}.",
+                target=name,
+                file=file,
+            )
+
+
+def _known(name: str, finding: PlacementFinding, file: str) -> _Finding:
+    return _Finding(
+        rule=rule_id(finding.what),
+        about=f"What to know of a model on a target, for example: {finding.what}.",
+        level="note",
+        message=f"{name}: {finding.what}.{_sentence(finding.action)}",
+        target=name,
+        file=file,
+    )
+
+
+def _unmapped(name: str, placement: Placement, file: str, entry: Unmapped) -> _Finding:
     """A note where something else runs the operator, an error where nothing does."""
-    fallback = target.placement.fallback
-    where = f"it runs on {fallback}" if fallback else f"nothing on {name} runs it"
-    advice = f" {entry.suggestion[0].upper()}{entry.suggestion[1:]}." if entry.suggestion else ""
+    where = f"it runs on {placement.fallback}" if placement.fallback else f"nothing on {name} runs it"
+    what = f"{name}, {placement.evidence}: operator {entry.operator} ({entry.kind}): {entry.reason}; {where}."
     return _Finding(
         rule=rule_id(entry.reason),
-        about=f"An operator that {target.placement.accelerator} does not take, for example: {entry.reason}.",
-        level="note" if fallback else "error",
-        message=f"{name}: operator {entry.operator} ({entry.kind}): {entry.reason}; {where}.{advice}",
+        about=f"An operator that {placement.accelerator} does not take, for example: {entry.reason}.",
+        level="note" if placement.fallback else "error",
+        message=f"{what}{_sentence(entry.suggestion)}",
         target=name,
-        file=target.artifact,
+        file=file,
         operator=entry,
     )
+
+
+def _sentence(advice: str) -> str:
+    return f" {advice[0].upper()}{advice[1:]}." if advice else ""
 
 
 def _gate(name: str, target: TargetReport, gate: GateResult) -> _Finding:

@@ -28,6 +28,8 @@ _WEIGHTED_SUMS: Final = frozenset(
     "Dense Conv1D Conv2D Conv3D DepthwiseConv1D DepthwiseConv2D SeparableConv1D SeparableConv2D".split()  # noqa: SIM905 - shorter
 )
 
+_BATCH: Final = 64
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layer:
@@ -155,6 +157,34 @@ def rebuild(folder: Path) -> Any:
     with np.load(folder / "weights.npz", allow_pickle=False) as weights:
         model.set_weights([weights[name] for name in weights.files])
     return model
+
+
+def outputs(model: Any, described: Description, samples: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """What a model gives at inference for samples by input name, `[N, ...]` by output name; others are left alone."""
+    import numpy as np
+
+    ordered = [samples[spec.name] for spec in described.inputs]
+    batches = _batches(ordered, model, batched=described.batched)
+    results = [_forward(model, batch, batched=described.batched) for batch in batches]
+    named = zip(described.outputs, zip(*results, strict=True), strict=True)
+    return {name: np.concatenate(parts) for name, parts in named}
+
+
+def _batches(arrays: list[Any], model: Any, *, batched: bool) -> Iterator[list[Any]]:
+    """Samples as the model takes them: many at once, as many as its inputs are fixed to, or one if none is a batch."""
+    if not batched:
+        yield from (list(sample) for sample in zip(*arrays, strict=True))
+        return
+    size = model.inputs[0].shape[0] or _BATCH
+    yield from ([array[i : i + size] for array in arrays] for i in range(0, len(arrays[0]), size))
+
+
+def _forward(model: Any, batch: list[Any], *, batched: bool) -> list[Any]:
+    import numpy as np
+    import tensorflow as tf
+
+    results = model(batch[0] if len(batch) == 1 else batch, training=False)
+    return [np.asarray(result) if batched else np.asarray(result)[None] for result in tf.nest.flatten(results)]
 
 
 def _architecture(model: Any) -> str:

@@ -65,19 +65,13 @@ class Store:
         """
         folder = self.place(key)
         try:
-            before = _identity(folder)  # Looked at first: an entry comes whole, so one that is there has its listing.
-            if before is None:
-                return None
-            try:
-                return tuple(_faults(folder, key))
-            except OSError as e:
-                if _identity(folder) != before:  # Collected meanwhile, perhaps made again.
-                    return self.faults(key)
-                return (f"{os.path.relpath(e.filename or folder, folder)}: {e.strerror or e}",)
-        except (ValueError, KeyError, TypeError, AttributeError):
-            return (f"{ENTRY} is no listing of an entry",)
+            while (looked_at := _identity(folder)) is not None:
+                found = _told(folder, key)
+                if not found or _identity(folder) == looked_at:  # Else it was collected meanwhile, perhaps made again.
+                    return found
         except OSError as e:
             raise unusable(self.root, e) from e
+        return None
 
     def find(self, key: str) -> Path | None:
         """The entry's folder if it is there and whole."""
@@ -182,6 +176,15 @@ def _identity(folder: Path) -> tuple[int, int] | None:
     except FileNotFoundError:
         return None
     return status.st_ino, status.st_ctime_ns
+
+
+def _told(folder: Path, key: str) -> tuple[str, ...]:
+    try:
+        return tuple(_faults(folder, key))
+    except OSError as e:
+        return (f"{os.path.relpath(e.filename or folder, folder)}: {e.strerror or e}",)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return (f"{ENTRY} is no listing of an entry",)
 
 
 def _faults(folder: Path, key: str) -> Iterator[str]:

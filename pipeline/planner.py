@@ -1,0 +1,339 @@
+"""From a project to a plan. Pure but for reading digests, and for asking which compiler and GPU runtime are here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Final, Literal
+
+from edgebuild.export import flatbuffer, recognise
+from edgebuild.export.formats import IoType, Precision
+from edgebuild.pipeline import compression, stages
+from edgebuild.pipeline.config import Project
+from edgebuild.pipeline.errors import ConfigError
+from edgebuild.pipeline.ingest import adopted, load
+from edgebuild.pipeline.plan import Export, Plan, Role, Version
+from edgebuild.pipeline.settings import DataSource, TargetSettings
+from edgebuild.pipeline.source_task import model_options, source_task
+from edgebuild.pipeline.task import Source, Task, key
+from edgebuild.pipeline.user_code import code_sources, source_at
+from edgebuild.targets import edgetpu, edgetpu_compiler, gpu, gpu_oracle
+from edgebuild.targets.errors import ToolMissingError
+from edgebuild.targets.registry import TARGETS, target
+
+QUANTIZED: Final = ("int8", "int16x8")
+UNCOMPRESSED: Final = "as it is"
+_NONE: Final[Mapping[str, str]] = MappingProxyType({})
+_LABELS: Final[Mapping[str, stages.Labels]] = {
+    "evaluation": "required",
+    "training": "taken",
+    "calibration": "left",
+}
+
+
+def make(project: Project, targets: Sequence[str] = ()) -> Plan:
+    """Plan a build of `targets`, or of all that the configuration names.
+
+    Raises:
+        ModelError: the model is a folder and no SavedModel; it may be a whole disk, so nothing in it is read.
+        ConfigError: a target lacks the calibration data it needs, or there is no module of the user's functions.
+        ToolMissingError: what is asked for needs the Edge TPU's compiler, or the one that is named is none.
+        UnknownTargetError: there is no such target.
+    """
+    if project.model.is_dir():
+        load.source_format(project.model)
+    return _Planner(project).plan(_chosen(project, targets))
+
+
+class _Planner:
+    """Collects tasks; asking twice for the same one gives the same key."""
+
+    def __init__(self, project: Project) -> None:
+        self._project = project
+        self._config = project.config
+        self._tasks: dict[str, Task] = {}
+        self._given = flatbuffer.read_file(project.model) if adopted.is_flatbuffer(project.model) else None
+        self._ingested = self._put(source_task(project.model, model_options(project), project.folder))
+
+    def plan(self, names: Sequence[str]) -> Plan:
+        data = self._config.data
+        role: Role = "evaluation" if data.evaluation else "calibration"
+        evaluation = self._samples(role)
+        self._require_trainable_for(names)
+        models = ((UNCOMPRESSED, self._ingested), *self._compressed())
+        exports = {name: self._export(name, evaluation, models) for name in names}
+        return Plan(
+            tasks=self._tasks,
+            model=self._ingested,
+            steps=tuple(key for _, key in models[1:]),
+            exports=exports,
+            evaluated_on=role,
+            model_digest=self._tasks[self._ingested].sources["model"].digest,
+        )
+
+    def _compressed(self) -> Iterator[tuple[str, str]]:
+        """The float model after each step of compression: what the step does, and the task's key."""
+        model, data = self._ingested, self._config.data
+        inputs = {"source": model}
+        if self._config.compress and (data.training or data.calibration):
+            inputs["samples"] = self._samples("training" if data.training else "calibration")
+        for parameters in compression.settled(self._config):
+            title, code = str(parameters.technique), self._metric_code(parameters.metric)
+            model = self._add("compress", title, {"model": model, **inputs}, parameters, code)
+            yield title, model
+
+    def _metric_code(self, metric: str) -> dict[str, Source]:
+        """The user's own modules that a metric consists of, if any."""
+        return code_sources("metric", metric, self._project.folder) if ":" in metric else {}
+
+    def _export(self, name: str, evaluation: str, models: Sequence[tuple[str, str]]) -> Export:
+        if self._given is None:
+            precision, io = _format(name, self._settings(name))
+        else:
+            precision, io = recognise.precision(self._given), recognise.io_type(self._given)
+        *earlier, last = [self._made(title, model, name, precision, io, evaluation) for title, model in models]
+        versions = [
+            self._version(made, "weigh", f"weigh {name} {made.title}", stages.TargetParameters(target=name))
+            for made in earlier
+        ]
+        compiled = {**self._compiled(name, last.artifact), **self._placed(name, last, evaluation)}
+        packaged = self._version(last, "package", f"package {name}", stages.TargetParameters(target=name), compiled)
+        return Export(precision=precision, io=io, versions=(*versions, packaged))
+
+    def _version(
+        self, made: Version, stage: str, title: str, parameters: Any, compiled: Mapping[str, str] = _NONE
+    ) -> Version:
+        inputs = {"artifact": made.artifact, "verified": made.verified, **compiled}
+        return replace(made, figures=self._add(stage, title, inputs, parameters))
+
+    def _compiled(self, name: str, artifact: str) -> Mapping[str, str]:
+        """What ships, through the Edge TPU's compiler where that is here."""
+        if name != edgetpu.NAME:
+            return {}
+        settings, compiler = self._settings(name), edgetpu_compiler.find()
+        if compiler is None:
+            _require_no_compiler(settings)
+            return {}
+        beside = {Path(path).stem: source_at(self._project.folder / path) for path in settings.beside}
+        parameters = stages.CompileParameters(
+            compiler=compiler.version, digest=compiler.digest, segments=settings.segments or 1, beside=tuple(beside)
+        )
+        sources = {f"with/{name}": source for name, source in beside.items()}
+        return {"compiled": self._add("compile", f"compile for {name}", {"artifact": artifact}, parameters, sources)}
+
+    def _placed(self, name: str, made: Version, evaluation: str) -> Mapping[str, str]:
+        """What ships, on the GPU: over samples, and through a GPU runtime where one is here and may be asked."""
+        if name != gpu.NAME:
+            return {}
+        cut = self._tasks[made.artifact].stage == "cut"
+        parameters = _gpu_runtime(self._settings(name).oracle)
+        inputs = {
+            "artifact": made.artifact,
+            "whole": self._tasks[made.artifact].inputs["artifact"] if cut else made.artifact,
+            "samples": evaluation,
+            **({"verified": made.verified} if parameters.runtime else {}),
+        }
+        return {"placed": self._add("place", f"place on {name}", inputs, parameters)}
+
+    def _made(self, title: str, model: str, name: str, precision: Precision, io: IoType, evaluation: str) -> Version:
+        """A flatbuffer that is verified, and whose own figures are yet to be taken."""
+        after = f" after {title}" if model != self._ingested else ""
+        unedited = self._flatbuffer(model, name, precision, io, after)
+        edited = self._edited(model, unedited, name, precision, io, evaluation, after)
+        whole = edited[-1] if edited else unedited
+        metric = self._config.metric.name if self._config.data.evaluation else ""
+        verified = self._add(
+            "verify",
+            f"verify {self._format_name(name, precision, io)}{after}{_edits_for(name) if edited else ''}",
+            {"artifact": whole, "samples": evaluation, **self._references(model, evaluation)},
+            stages.VerifyParameters(
+                metric=metric, output=self._config.metric.output, interval=bool(self._config.metric.interval)
+            ),
+            self._metric_code(metric),
+        )
+        artifact = self._cut(name, whole, evaluation, after) if self._settings(name).cut == "auto" else whole
+        made = Version(title=title, artifact=artifact, verified=verified, figures="")
+        return replace(made, edited=edited, unedited=unedited) if edited else made
+
+    def _flatbuffer(self, model: str, name: str, precision: Precision, io: IoType, after: str) -> str:
+        return self._ingested if self._given is not None else self._artifact(model, name, precision, io, after)
+
+    def _edited(
+        self, model: str, unedited: str, name: str, precision: Precision, io: IoType, evaluation: str, after: str
+    ) -> tuple[str, ...]:
+        """Of the edits of a target, the float model and the flatbuffer after them, which is last; none without edits.
+
+        Targets that ask for the same edits share them.
+        """
+        if not self._settings(name).fix:
+            return ()
+        from edgebuild.pipeline.fitting import edits  # Not before: a build without it needs none of the table.
+
+        names = edits.chosen(name, self._settings(name).fix)
+        found: list[str] = []
+        if self._given is None and (of_models := edits.of_models(names)):
+            inputs = {"model": model, "samples": evaluation}
+            asked = stages.EditParameters(edits=of_models)
+            found.append(self._add("fix", f"edit the model for {name}{after}", inputs, asked))
+            unedited = self._artifact(found[0], name, precision, io, after + _edits_for(name))
+        if of_flatbuffers := edits.of_flatbuffers(names):
+            inputs = {"artifact": unedited, "samples": evaluation}
+            asked = stages.EditParameters(edits=of_flatbuffers)
+            return (*found, self._add("reform", f"edit the flatbuffer for {name}{after}", inputs, asked))
+        return (*found, unedited) if found else ()
+
+    def _cut(self, name: str, whole: str, evaluation: str, after: str) -> str:
+        inputs = {"artifact": whole, "samples": evaluation}
+        return self._add("cut", f"cut for {name}{after}", inputs, stages.TargetParameters(target=name))
+
+    def _references(self, model: str, evaluation: str) -> dict[str, str]:
+        """Outputs of the float model that is converted, and of the source where that is another."""
+        if self._given is not None:
+            return {}
+        source = self._add("reference", "run the float model", {"model": self._ingested, "samples": evaluation})
+        if model == self._ingested:
+            return {"reference": source}
+        title = f"run the float model after {self._tasks[model].title}"
+        reference = self._add("reference", title, {"model": model, "samples": evaluation})
+        return {"reference": reference, "source": source}
+
+    def _require_trainable_for(self, names: Sequence[str]) -> None:
+        """Refuse what a flatbuffer can't be turned into: it keeps its format, for good."""
+        if self._given is None:
+            return
+        if self._config.compress:
+            raise ConfigError(
+                f"{self._config.model.path} can't be compressed",
+                cause="a flatbuffer's weights are constants, in a form that nothing can train",
+                action="give the trained source model, or leave `compress` out",
+            )
+        found = (recognise.precision(self._given), recognise.io_type(self._given))
+        wanted = {name: unfit(name, self._settings(name), *found) for name in names}
+        refused = [name for name in names if wanted[name]]
+        if refused:
+            reasons = [f"targets.{name}: {wanted[name]}" for name in refused]
+            raise ConfigError(
+                f"{self._config.model.path} can't be built for {', '.join(refused)}",
+                cause="\n".join([f"a flatbuffer can't be converted: this one is {found[0]}, {found[1]} in", *reasons]),
+                action="give the trained source model, or leave these targets out with -t",
+            )
+
+    def _artifact(self, model: str, name: str, precision: Precision, io: IoType, after: str) -> str:
+        inputs = {"model": model}
+        if precision in QUANTIZED:
+            if self._config.data.calibration is None:
+                raise ConfigError(
+                    f"data.calibration: required, since targets.{name} is {precision}",
+                    cause="quantized activations need ranges, and ranges need representative samples",
+                    action="name an .npz of a few hundred typical inputs, or choose precision: float32",
+                )
+            inputs["samples"] = self._samples("calibration")
+        if precision == "int8":
+            inputs["calibrated"] = self._add("calibrate", f"calibrate{after}", dict(inputs))
+        sparse, dense_per_tensor = self._settings(name).sparse, self._dense_per_tensor(name, precision)
+        parameters = stages.ConvertParameters(
+            precision=precision, io=io, sparse=sparse, dense_per_tensor=dense_per_tensor
+        )
+        return self._add("convert", f"convert {self._format_name(name, precision, io)}{after}", inputs, parameters)
+
+    def _dense_per_tensor(self, name: str, precision: Precision) -> bool:
+        asked = self._settings(name).dense_per_channel
+        return precision == "int8" and (TARGETS[name].DENSE_PER_TENSOR if asked is None else not asked)
+
+    def _format_name(self, name: str, precision: Precision, io: IoType) -> str:
+        """What tells one flatbuffer of a float model from another."""
+        ends = f" with {io} in and out" if precision == "int8" else ""
+        dense = ", dense per tensor" if self._dense_per_tensor(name, precision) else ""
+        return f"{precision}{ends}{dense}{', zeros not stored' if self._settings(name).sparse else ''}"
+
+    def _settings(self, name: str) -> TargetSettings:
+        return self._config.targets.get(name, TargetSettings())
+
+    def _samples(self, role: Role | Literal["training"]) -> str:
+        source: DataSource = getattr(self._config.data, role)
+        parameters = stages.SamplesParameters(
+            function=source.function or "", count=source.samples, labels=_LABELS[role]
+        )
+        if source.function:
+            sources = code_sources("data", source.function, self._project.folder)
+        else:
+            sources = {"data": source_at(self._project.data(source))}
+        return self._add("samples", f"load {role} data", {"model": self._ingested}, parameters, sources)
+
+    def _add(
+        self,
+        stage: str,
+        title: str,
+        inputs: Mapping[str, str],
+        parameters: Any = stages.Nothing(),  # noqa: B008 - frozen
+        sources: Mapping[str, Source] | None = None,
+    ) -> str:
+        task = Task(
+            stage=stage,
+            parameters=parameters,
+            inputs=inputs,
+            sources=sources or {},
+            seed=self._config.seed,
+            title=title,
+            python_path=self._project.folder if any(source.is_code for source in (sources or {}).values()) else None,
+        )
+        return self._put(replace(task, key=key(stages.STAGES[stage], task)))
+
+    def _put(self, task: Task) -> str:
+        self._tasks.setdefault(task.key, task)
+        return task.key
+
+
+def _chosen(project: Project, targets: Sequence[str]) -> Sequence[str]:
+    configured = project.config.targets
+    for name in targets:
+        target(name)
+    return tuple(dict.fromkeys(targets)) or tuple(configured)
+
+
+def _require_no_compiler(settings: TargetSettings) -> None:
+    if settings.needs_compiler:
+        asked = "segments" if settings.segments else "with"
+        raise ToolMissingError(
+            f"targets.edgetpu.{asked} needs edgetpu_compiler, which is not here",
+            cause="only the compiler can split a model over devices, or share a device's memory among models",
+            action=edgetpu_compiler.GET,
+        )
+
+
+def _gpu_runtime(wanted: Literal["auto", "required", "none"]) -> stages.PlaceParameters:
+    find = gpu_oracle.require_any if wanted == "required" else gpu_oracle.find
+    found = find() if wanted != "none" else None
+    runtime, adapter = (found.runtime, found.adapter) if found else ("", "")
+    return stages.PlaceParameters(runtime=runtime, adapter=adapter, required=wanted == "required")
+
+
+def _format(name: str, settings: TargetSettings) -> tuple[Precision, IoType]:
+    chosen = TARGETS[name]
+    precision = settings.precision or chosen.PRECISIONS[0]
+    return precision, (settings.io or chosen.IO_TYPES[0]) if precision == "int8" else "float32"
+
+
+def unfit(name: str, settings: TargetSettings, precision: Precision, io: IoType) -> str:
+    """What a target wants that a flatbuffer of this format is not; empty where it fits."""
+    chosen = TARGETS[name]
+    if precision not in ((settings.precision,) if settings.precision else chosen.PRECISIONS):
+        return f"precision {settings.precision or ' or '.join(chosen.PRECISIONS)}"
+    cut_off = ("float32",) if settings.cut == "auto" else ()  # What turns floats into integers is left to the host.
+    if precision == "int8" and io not in ((settings.io,) if settings.io else (*chosen.IO_TYPES, *cut_off)):
+        return f"io {settings.io or ' or '.join(chosen.IO_TYPES)}"
+    if settings.fix and not _edits_of_flatbuffers(name, settings):
+        return "its layers edited: leave fix out"
+    return "its weights stored anew: leave sparse out" if settings.sparse else ""
+
+
+def _edits_of_flatbuffers(name: str, settings: TargetSettings) -> tuple[str, ...]:
+    from edgebuild.pipeline.fitting import edits  # Not before: a build without them needs none of the table.
+
+    return edits.of_flatbuffers(edits.chosen(name, settings.fix))
+
+
+def _edits_for(name: str) -> str:
+    return f" after edits for {name}"

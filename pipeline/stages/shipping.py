@@ -1,0 +1,111 @@
+"""Flatbuffers to what ships for a target: compiled, placed, weighed and packaged."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgebuild.pipeline.arrays import load_arrays
+from edgebuild.pipeline.stages.files import model_inputs, pairs, write_json
+from edgebuild.pipeline.stages.parameters import CompileParameters, PlaceParameters, TargetParameters
+
+if TYPE_CHECKING:
+    from edgebuild.targets.target import Artifact, Compiled
+
+
+def compile_edgetpu(parameters: CompileParameters, inputs: Mapping[str, Path], out: Path) -> None:
+    """`artifact`, source files `with/<name>` -> `files/`, as edgetpu_compiler makes them, and `compiled.json`."""
+    from edgebuild.targets import edgetpu_compiled, edgetpu_compiler
+
+    compiler = edgetpu_compiler.require(parameters.compiler, parameters.digest)
+    beside = {name: inputs[f"with/{name}"].read_bytes() for name in parameters.beside}
+    data = (inputs["artifact"] / "model.tflite").read_bytes()
+    (out / "files").mkdir()
+    done = edgetpu_compiled.compile_artifact(compiler, data, beside, parameters.segments, out / "files")
+    write_json(out / "compiled.json", {"placement": asdict(done.placement), "memory": asdict(done.memory)})
+
+
+def place(parameters: PlaceParameters, inputs: Mapping[str, Path], out: Path) -> None:
+    """`artifact`, `whole` (before a cut), `samples`, for a runtime `verified` -> `placed.json`, what the GPU takes."""
+    from edgebuild.pipeline import placing
+
+    whole = (inputs["whole"] / "model.tflite").read_bytes()
+    found = placing.place_on_gpu(_artifact(inputs), whole, model_inputs(inputs), **asdict(parameters))
+    write_json(out / "placed.json", asdict(found))
+
+
+def weigh(parameters: TargetParameters, inputs: Mapping[str, Path], out: Path) -> None:
+    """`artifact`, `verified` -> `figures.json` alone: of a step on the way, which does not ship."""
+    _write_figures(parameters.target, inputs, out)
+
+
+def package(parameters: TargetParameters, inputs: Mapping[str, Path], out: Path) -> None:
+    """`artifact`, `verified`, perhaps `compiled` or `placed` -> `files/`, as the user gets them, and `figures.json`."""
+    from edgebuild.targets.registry import TARGETS
+
+    artifact = _write_figures(parameters.target, inputs, out)
+    (out / "files").mkdir()
+    TARGETS[parameters.target].package(artifact, out / "files")
+    _add_host_parts(inputs["artifact"], out / "files")
+
+
+def _add_host_parts(artifact: Path, files: Path) -> None:
+    """What runs before and after an accelerator's part, and how they are joined."""
+    from edgebuild.pipeline.fitting.records import AFTER, BEFORE, CUT
+
+    parts = [name for name in (BEFORE, AFTER) if (artifact / name).exists()]
+    for name in (*parts, CUT) if parts else ():
+        (files / name).write_bytes((artifact / name).read_bytes())
+
+
+def _write_figures(name: str, inputs: Mapping[str, Path], out: Path) -> Artifact:
+    """Measure an artifact for a target, add how it was made, and give it."""
+    from edgebuild.pipeline import figures
+    from edgebuild.pipeline.fitting.records import CUT
+    from edgebuild.targets.registry import TARGETS
+
+    artifact = _artifact(inputs)
+    found = asdict(figures.of(artifact, TARGETS[name])) | json.loads((inputs["artifact"] / "route.json").read_bytes())
+    record = inputs["artifact"] / CUT
+    cut = {"cut": json.loads(record.read_bytes())} if record.exists() else {}
+    write_json(out / "figures.json", found | cut | {"gpu_run": _placed(inputs).get("run")})
+    return artifact
+
+
+def _artifact(inputs: Mapping[str, Path]) -> Artifact:
+    """A flatbuffer with its known answers, and what earlier stages found out of it."""
+    from edgebuild.export import flatbuffer
+    from edgebuild.targets.placement import from_plain
+    from edgebuild.targets.target import Artifact
+
+    data = (inputs["artifact"] / "model.tflite").read_bytes()
+    own = inputs["artifact"] / "vectors.npz"  # Of a part that was cut; otherwise the model is what was verified.
+    vectors = own.parent if own.exists() else inputs.get("verified")
+    placed = _placed(inputs)
+    return Artifact(
+        data=data,
+        flatbuffer=flatbuffer.read(data),
+        vectors=pairs(load_arrays(vectors / "vectors.npz")) if vectors else (),
+        compiled=_compiled(inputs["compiled"]) if "compiled" in inputs else None,
+        placed=from_plain(placed["placement"]) if placed else None,
+    )
+
+
+def _placed(inputs: Mapping[str, Path]) -> dict[str, Any]:
+    """What the stage `place` left, if there was one."""
+    found: dict[str, Any] = json.loads((inputs["placed"] / "placed.json").read_bytes()) if "placed" in inputs else {}
+    return found
+
+
+def _compiled(entry: Path) -> Compiled:
+    """What the stage `compile` left."""
+    from edgebuild.targets.placement import from_plain
+    from edgebuild.targets.target import Compiled, memory_from_plain
+
+    raw = json.loads((entry / "compiled.json").read_bytes())
+    return Compiled(
+        folder=entry / "files", placement=from_plain(raw["placement"]), memory=memory_from_plain(raw["memory"])
+    )
