@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -13,6 +13,7 @@ from edgebuild.calibration.errors import DataError
 from edgebuild.calibration.samples import LABELS, Arrays
 
 FEW_SAMPLES: Final = 20
+_LIKE_LABELS: Final = ("y", "label", "target", "targets", "class", "classes")  # As others call them.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +81,7 @@ def labels(arrays: Arrays, source: str) -> NDArray[Any]:
             f"{source} holds no array '{LABELS}', which the metric needs",
             cause=f"it holds {', '.join(sorted(arrays))}",
             action="add it: class indices for top1 and top5, 0 or 1 for auc, the wanted outputs for mse and mae "
-            "(of an auto-encoder, its inputs)",
+            f"(of an auto-encoder, its inputs){_labels_hint(arrays)}",
         )
     return arrays[LABELS]
 
@@ -103,7 +104,7 @@ def _fit(candidates: Mapping[str, NDArray[Any]], spec: InputSpec, source: str) -
         raise DataError(
             f"{source} holds no array for the model's input '{spec.name}'",
             cause=f"it holds {', '.join(repr(name) for name in sorted(candidates)) or 'no input at all'}",
-            action=f"name an array '{spec.name}', of shape {_shape(spec)}",
+            action=f"name an array '{spec.name}', of shape {_shape(spec)}{_labels_hint(candidates)}",
         )
     array = candidates[spec.name]
     if array.shape[1:] != spec.shape:
@@ -113,6 +114,11 @@ def _fit(candidates: Mapping[str, NDArray[Any]], spec: InputSpec, source: str) -
             action="reshape the array",
         )
     return _cast(array, spec, source)
+
+
+def _labels_hint(names: Iterable[str]) -> str:
+    found = next((name for name in names if name.lower() in _LIKE_LABELS), None)
+    return f"; if '{found}' holds the labels, name it '{LABELS}'" if found else ""
 
 
 def _shape_hint(array: NDArray[Any], spec: InputSpec) -> str:

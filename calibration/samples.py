@@ -51,7 +51,7 @@ def load(path: Path) -> Arrays:
             cause="data is an .npz file, a folder of .npy files, or package.module:function",
             action="save the arrays with numpy.savez, named after the model's inputs",
         )
-    return _numeric(arrays)
+    return _numeric(arrays, str(path))
 
 
 def call(reference: str) -> Arrays:
@@ -70,9 +70,8 @@ def call(reference: str) -> Arrays:
             f"{reference} does not give dicts that all hold the same arrays",
             action="yield {input name: array [batch, ...]} for each batch",
         )
-    return _numeric(
-        {str(name): _joined(reference, str(name), [batch[name] for batch in batches]) for name in batches[0]}
-    )
+    joined = {str(name): _joined(reference, str(name), [batch[name] for batch in batches]) for name in batches[0]}
+    return _numeric(joined, reference)
 
 
 def choose(arrays: Arrays, count: int | None) -> Arrays:
@@ -84,11 +83,11 @@ def choose(arrays: Arrays, count: int | None) -> Arrays:
     return {name: array[picked] for name, array in arrays.items()}
 
 
-def _numeric(arrays: Mapping[str, NDArray[Any] | None]) -> Arrays:
+def _numeric(arrays: Mapping[str, NDArray[Any] | None], source: str) -> Arrays:
     labels = arrays.get(LABELS)
     if LABELS in arrays and (labels is None or labels.dtype.kind not in "biuf"):
         raise DataError(
-            f"`{LABELS}` holds no numbers",
+            f"{source}: `{LABELS}` holds no numbers",
             cause="they are objects, which are not unpickled" if labels is None else f"they are {labels.dtype}",
             action="give class indices, or the wanted outputs",
         )

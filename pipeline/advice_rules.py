@@ -101,7 +101,14 @@ def _busiest(f: Facts) -> OperatorCost | None:
 
 
 def _tightest(f: Facts) -> Margin | None:
-    return next((m for m in f.margins if m.gate.verdict == "pass" and f.is_pressed(m.gate.name)), None)
+    return next(
+        (m for m in f.margins if m.gate.verdict == "pass" and f.is_pressed(m.gate.name) and not _is_all(m)), None
+    )
+
+
+def _is_all(margin: Margin) -> bool:
+    """Whether a gate asks for all operators: it is met without room, and can't be met with any."""
+    return margin.gate.name == "min_mapped" and margin.gate.limit == 1
 
 
 def _is_sparse(f: Facts) -> bool:
@@ -137,8 +144,15 @@ RULES: Final[tuple[Rule, ...]] = (
         "others run on {f.report.placement.fallback}",
     ),
     Rule(
+        name="left to the host",
+        finds=lambda f: f.report.cut if f.report.cut and f.report.cut.parts else None,
+        do="ship and run all parts, and count the host's time too: it runs {it.kinds_off}",
+        why="the model was cut: {f.name} takes {f.report.placement.mapped} of its {it.operators} operators, and its "
+        "figures speak of model.tflite alone",
+    ),
+    Rule(
         name="few calibration samples",
-        finds=lambda f: f.report.precision in _QUANTIZED and f.report.calibration_samples < _FEW_SAMPLES,
+        finds=lambda f: f.report.precision in _QUANTIZED and 0 < f.report.calibration_samples < _FEW_SAMPLES,
         do="give a few hundred calibration samples that look like what the device will see",
         why="the range of every activation rests on {f.report.calibration_samples} samples",
     ),
@@ -152,7 +166,7 @@ RULES: Final[tuple[Rule, ...]] = (
         name="a step leaves the interval",
         finds=lambda f: None if _losing_step(f) else _fallen(f),
         do="make the step {it[0]} gentler, or fine-tune it longer and on more rows",
-        why="{it[1]}: more than the evaluation's samples explain, though no gate holds it",
+        why="{it[1]}: more than the evaluation's samples explain",
     ),
     Rule(
         name="the number format loses it",

@@ -20,7 +20,7 @@ from edgebuild.pipeline.compress.scan import Search
 from edgebuild.pipeline.config import Project
 from edgebuild.pipeline.errors import OK, exit_code
 from edgebuild.pipeline.execution.engine import Outcome
-from edgebuild.pipeline.fitting.records import FIX, MODEL, Cut, Fix, Share, Taken
+from edgebuild.pipeline.fitting.records import FIX, MODEL, Cut, Fix, Share, Taken, shipped
 from edgebuild.pipeline.ingest import float_model
 from edgebuild.pipeline.intervals import NOT_ASKED
 from edgebuild.pipeline.placing import GpuRun
@@ -46,6 +46,7 @@ from edgebuild.pipeline.settings import Metric, TargetSettings
 from edgebuild.pipeline.storage.digests import digest_file
 from edgebuild.pipeline.task import tool_version
 from edgebuild.targets.evidence import Evidence, Figure
+from edgebuild.targets.placement import Placement
 from edgebuild.targets.placement import from_plain as placement_from_plain
 from edgebuild.targets.registry import TARGETS
 from edgebuild.targets.target import memory_from_plain
@@ -167,16 +168,16 @@ def _target(
     evidence: Evidence = "measured" if TARGETS[name].HOST_RUNS else "simulated"
     agreement = _agreement(verified["agreement"], plan.evaluated_on, evidence)
     metric = _metric(project.config.metric, verified["metric"], evidence, export.precision)
-    placement = placement_from_plain(raw["placement"])
+    cut = _cut(raw.get("cut"))
+    placement = _without_joints(placement_from_plain(raw["placement"]), cut)
     memory = memory_from_plain(raw["memory"])
     latency = latencies[export.packaged]
-    cut = _cut(raw.get("cut"))
     run = _gpu_run(raw.get("gpu_run"))
     judged = gates.judge(
         export.precision,
         project.config.targets.get(name, TargetSettings()),
         project.config.gates,
-        size_bytes=_shipped(figures["size_bytes"], cut),
+        size_bytes=shipped(figures["size_bytes"], cut),
         agreement=agreement,
         metric=metric,
         placement=placement,
@@ -244,11 +245,11 @@ def _cut(raw: Mapping[str, Any] | None) -> Cut | None:
     return TypeAdapter(Cut).validate_python(raw) if raw is not None else None
 
 
-def _shipped(size: Figure, cut: Cut | None) -> Figure:
-    """The size that a limit is held against: of all parts together."""
-    if cut is None or not cut.parts or size.value is None:
-        return size
-    return replace(size, value=size.value + cut.host_bytes, note=" and ".join(part.file for part in cut.parts))
+def _without_joints(placement: Placement, cut: Cut | None) -> Placement:
+    """What is found of a part's inputs is no matter of the application's where another part makes them."""
+    joints = [link.name for link in cut.links if MODEL in link.read_by] if cut else []
+    kept = (told for told in placement.findings if not any(told.what.startswith(f"{name} ") for name in joints))
+    return replace(placement, findings=tuple(kept))
 
 
 def _entry(

@@ -164,13 +164,20 @@ def _problem(placement: Placement, min_mapped: float | None, *, asked: bool) -> 
     if reached is None:
         return f"inconclusive: the placement is not known ({placement.source})"
     if not reached:
-        share = f"{placement.mapped_share:.1%} of the operators are mapped ({placement.evidence})"
-        return f"{share}, less than {min_mapped:.1%}"
+        found, least = _told_apart(placement.mapped_share, min_mapped or 0.0)
+        return f"{found} of the operators are mapped ({placement.evidence}), less than {least}"
     if asked and placement.evidence != "unavailable" and placement.unmapped and not placement.fallback:
         return f"it can't run: nothing there runs {placement.operators - placement.mapped} of its operators"
     return ""
 
 
+def _told_apart(share: float, other: float) -> tuple[str, str]:
+    """Two shares as percentages, in as many digits as tell them apart."""
+    pairs = ((f"{share:.{digits}%}", f"{other:.{digits}%}") for digits in range(1, 16))
+    return next((pair for pair in pairs if pair[0] != pair[1]), (f"{share:%}", f"{other:%}"))
+
+
 def _notes(model: Flatbuffer) -> list[str]:
     others = len(model.subgraphs) - 1
-    return [f"{others} further subgraphs (bodies of loops and branches) are not looked at"] if others else []
+    notes = [f"{others} further subgraphs (bodies of loops and branches) are not looked at"] if others else []
+    return notes if model.main.operators else [*notes, "the model has no operators: there is nothing to place"]

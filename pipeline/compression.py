@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import combinations
 
-from edgebuild.pipeline.compress.settings import Compression, Technique, is_automatic
+from edgebuild.pipeline.compress.settings import Cluster, Compression, Prune, Qat, Technique, is_automatic
 from edgebuild.pipeline.errors import ConfigError
 from edgebuild.pipeline.settings import Config
 
@@ -28,6 +29,26 @@ def settled(config: Config) -> Iterator[Compression]:
             metric=watched.name if watched else "",
             higher_is_better=watched is None or watched.is_higher_better,
         )
+
+
+def doubts(config: Config) -> Iterator[str]:
+    """What is odd in the order of the steps, though it can be built."""
+    steps = [step.technique for step in config.compress]
+    for number, first in enumerate(steps):
+        if isinstance(first, Qat) and (later := [str(step) for step in steps[number:] if not isinstance(step, Qat)]):
+            yield f"compress: {first} comes last: what follows, {', '.join(later)}, undoes its rounding"
+    for first, then in combinations(steps, 2):
+        if isinstance(first, Cluster) and isinstance(then, Prune):
+            yield f"compress: {then} comes before {first}: values are best chosen for the weights that stay"
+        elif isinstance(first, Prune) and isinstance(then, Prune) and _is_spent(first, then):
+            yield f"compress: {then} after {first} takes nothing more: zeros that are there count"
+
+
+def _is_spent(first: Prune, then: Prune) -> bool:
+    """Whether pruning has taken already what the later step would; not said of patterns, or of layers one by one."""
+    if any(step.layers or step.m_by_n or step.block or is_automatic(step) for step in (first, then)):
+        return False
+    return float(then.sparsity) <= float(first.sparsity) and then.depthwise <= first.depthwise
 
 
 def _limited(technique: Technique, max_metric_drop: float | None) -> Technique:

@@ -164,13 +164,17 @@ def _show_compression(found: CompressionReport, console: Console, of: str = "") 
             console.print(safe(of + ledger.line(finding)), soft_wrap=True)
         for told in filter(None, (ledger.sought(step), step.learned) if step else ()):
             console.print(f"  [dim]{safe(str(told))}[/]", soft_wrap=True)
-    notes = [f"{step.step}: {note}" for step in found.steps for note in step.notes]
-    for note in notes:
-        console.print(f"[yellow]note:[/] {safe(of + note)}", soft_wrap=True)
+    show_notes((f"{of}{step.step}: {note}" for step in found.steps for note in step.notes), console)
     falls = [line for finding in found.findings for line in ledger.fall_lines(finding)]
     idle = [ledger.idle_line(finding) for finding in found.findings if finding.idle]
     for warning in (*falls, *found.lost, *idle):
         console.print(f"[yellow]warning:[/] {safe(of + warning)}", soft_wrap=True)
+
+
+def show_notes(notes: Iterable[str], console: Console) -> None:
+    """Print what a user should know, a line each."""
+    for note in notes:
+        console.print(f"[yellow]note:[/] {safe(note)}", soft_wrap=True)
 
 
 def model_notes(model: ModelReport | None) -> Iterator[str]:
@@ -232,9 +236,8 @@ def _show_notes(targets: Mapping[str, TargetReport], console: Console) -> None:
     for name, target in targets.items():
         for note in (*target.notes, *_latency_notes(target)):
             notes.setdefault(note, {})[name.rpartition("/")[0]] = None
-    for note, projects in sorted(notes.items()):
-        of = f"{', '.join(projects)}: " if any(projects) else ""
-        console.print(f"[yellow]note:[/] {safe(of + note)}", soft_wrap=True)
+    listed = sorted(notes.items())
+    show_notes((f"{', '.join(of)}: {note}" if any(of) else note for note, of in listed), console)
 
 
 def show_whys(whys: Iterable[Why], console: Console) -> None:
@@ -377,16 +380,18 @@ def _targets_table(targets: Mapping[str, TargetReport], columns: Sequence[str]) 
 
 
 def _cells(name: str, target: TargetReport) -> tuple[str, ...]:
+    from edgebuild.pipeline.fitting.records import mapped, shipped
+
     metric, placement = target.metric, target.placement
     passed = sum(gate.verdict == "pass" for gate in target.gates)
     return (
         name,
         target.precision,
-        _count(target.size_bytes),
+        _count(shipped(target.size_bytes, target.cut)),
         _count(target.gzip_bytes),
         "-" if metric.target is None else f"{metric.target:.4g}{_MARKS[metric.evidence]}",
         "-" if metric.drop is None else f"{metric.drop:+.2g}",
-        f"{placement.mapped}/{placement.operators}{_MARKS[placement.evidence]}",
+        f"{mapped(placement, target.cut)}{_MARKS[placement.evidence]}",
         _count(target.memory.arena_bytes),
         f"{target.latency.median_us / 1e3:.3g}" if isinstance(target.latency, Latency) else "-",
         f"{passed}/{len(target.gates)}",

@@ -110,8 +110,13 @@ def _classes(outputs: NDArray[np.float64], labels: NDArray[Any]) -> NDArray[np.i
             action="give one class index a sample, or choose another metric",
         )
     classes = flat[:, 0].astype(np.int64)
-    if classes.min() < 0 or classes.max() >= outputs.shape[1] or (classes != flat[:, 0]).any():
-        raise DataError(f"labels must be whole numbers 0 to {outputs.shape[1] - 1}", action="check the classes' order")
+    wrong = np.flatnonzero((classes < 0) | (classes >= outputs.shape[1]) | (classes != flat[:, 0]))
+    if wrong.size:
+        raise DataError(
+            f"labels must be whole numbers 0 to {outputs.shape[1] - 1}",
+            cause=f"the one in row {wrong[0]} is {flat[wrong[0], 0]:g}, and {wrong.size} of {len(flat)} are wrong",
+            action="check the classes' order",
+        )
     return classes
 
 

@@ -10,6 +10,7 @@ from typing import Final
 
 from edgebuild.device_tests.latency import Latency
 from edgebuild.pipeline import ledger
+from edgebuild.pipeline.fitting.records import mapped, shipped
 from edgebuild.pipeline.report import Entry, FailureReport, NoAgreement, NoLatency, Report, TargetReport
 from edgebuild.targets.evidence import Evidence, Figure, measured, unavailable
 from edgebuild.targets.target import Memory
@@ -84,6 +85,7 @@ def render(report: Report) -> str:
         lstrip_blocks=True,
     )
     template = environment.get_template("page.html")
+    report = replace(report, targets={name: _with_all_parts(target) for name, target in report.targets.items()})
     groups = {name: row_groups(target) for name, target in report.targets.items()}
     return template.render(
         report=report,
@@ -135,6 +137,11 @@ def ledger_rows(entry: Entry) -> dict[str, Row]:
         "ram": _row(entry.arena_bytes, "", size_text, ""),
         "latency": _latency_rows(entry.latency)["median_us"],
     }
+
+
+def _with_all_parts(target: TargetReport) -> TargetReport:
+    """A target whose size is what ships."""
+    return replace(target, size_bytes=shipped(target.size_bytes, target.cut))
 
 
 def targets_by_failure(report: Report) -> dict[FailureReport, list[str]]:
@@ -205,10 +212,13 @@ def gate_text(gate: str, value: float) -> str:
 
 
 def _file_rows(t: TargetReport) -> dict[str, Row]:
+    parts = [part.file for part in t.cut.parts] if t.cut else []
+    files = " and ".join(parts) or "model.tflite"
+    download = f"what a download costs{' of model.tflite alone' if parts else ''}"
     many = "distinct values stored in the weight tensor that has most"
     return {
-        "size_bytes": _row(t.size_bytes, "Size", size_text, "model.tflite as it lies on disk", _bytes(t.size_bytes)),
-        "gzip_bytes": _row(t.gzip_bytes, "Gzipped", size_text, "what a download costs", _bytes(t.gzip_bytes)),
+        "size_bytes": _row(t.size_bytes, "Size", size_text, f"{files} on disk", _bytes(t.size_bytes)),
+        "gzip_bytes": _row(t.gzip_bytes, "Gzipped", size_text, download, _bytes(t.gzip_bytes)),
         "operators": _row(t.operators, "Operators", count_text, "in all subgraphs"),
         "parameters": _row(t.parameters, "Parameters", count_text, "elements of weight tensors, biases included"),
         "sparsity": _row(t.sparsity, "Sparsity", share_text, "weights that are exactly zero"),
@@ -255,7 +265,7 @@ def _agreement_rows(t: TargetReport) -> dict[str, Row]:
 
 def _device_rows(t: TargetReport) -> dict[str, Row]:
     p, arena, flash = t.placement, t.memory.arena_bytes, t.memory.flash_bytes
-    share, count = Figure(value=p.mapped_share, evidence=p.evidence), f"{p.mapped}/{p.operators}"
+    share, count = Figure(value=p.mapped_share, evidence=p.evidence), mapped(p, t.cut)
     return {
         "mapped_share": _row(share, "Mapped", share_text, f"operators that {p.accelerator} takes", count),
         "arena_bytes": _row(arena, "Arena", size_text, "working memory for tensors", _bytes(arena)),

@@ -116,7 +116,7 @@ class _Planner:
         if compiler is None:
             _require_no_compiler(settings)
             return {}
-        beside = {Path(path).stem: source_at(self._project.folder / path) for path in settings.beside}
+        beside = {Path(path).stem: _companion(self._project.folder / path) for path in settings.beside}
         parameters = stages.CompileParameters(
             compiler=compiler.version, digest=compiler.digest, segments=settings.segments or 1, beside=tuple(beside)
         )
@@ -240,7 +240,8 @@ class _Planner:
 
     def _dense_per_tensor(self, name: str, precision: Precision) -> bool:
         asked = self._settings(name).dense_per_channel
-        return precision == "int8" and (TARGETS[name].DENSE_PER_TENSOR if asked is None else not asked)
+        is_made = self._given is None and precision == "int8"
+        return is_made and (TARGETS[name].DENSE_PER_TENSOR if asked is None else not asked)
 
     def _format_name(self, name: str, precision: Precision, io: IoType) -> str:
         """What tells one flatbuffer of a float model from another."""
@@ -291,6 +292,12 @@ def _chosen(project: Project, targets: Sequence[str]) -> Sequence[str]:
     for name in targets:
         target(name)
     return tuple(dict.fromkeys(targets)) or tuple(configured)
+
+
+def _companion(path: Path) -> Source:
+    if not path.is_file():
+        raise ConfigError(f"targets.edgetpu.with: no such file: {path}", action="name the other models' .tflite files")
+    return source_at(path)
 
 
 def _require_no_compiler(settings: TargetSettings) -> None:

@@ -10,7 +10,7 @@ from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from edgebuild.targets import edgetpu_memory
+from edgebuild.targets import cpu, edgetpu_memory
 from edgebuild.targets.edgetpu_findings import findings
 from edgebuild.targets.edgetpu_limits import unreadable
 from edgebuild.targets.edgetpu_rules import COMPILED, TABLE
@@ -45,10 +45,10 @@ def place(model: Flatbuffer) -> Placement:
     """Predict what the Edge TPU compiler maps, from its documented rules; of a file that it made, read it off."""
     if calls := compiled_calls(model):
         left = {op.index: unmapped(op, model, _LEFT) for op in model.main.operators if op.index not in calls}
-        found = predicted("edgetpu", "cpu", len(model.main.operators), left, _READ_OFF)
+        found = predicted("edgetpu", cpu.runs_rest(model, left), len(model.main.operators), left, _READ_OFF)
         return replace(found, evidence="measured", subgraphs=len(calls))
     lost = _unread(model) or _unmapped(model)
-    found = predicted("edgetpu", "cpu", len(model.main.operators), lost, TABLE.source)
+    found = predicted("edgetpu", cpu.runs_rest(model, lost), len(model.main.operators), lost, TABLE.source)
     return replace(found, findings=findings(model, edgetpu_memory.predicted(model, lost)))
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from edgebuild.export import flatbuffer
 from edgebuild.export.errors import ModelError
-from edgebuild.targets import edgetpu_memory
+from edgebuild.targets import cpu, edgetpu_memory
 from edgebuild.targets.edgetpu_compiler import NAME, compile_models
 from edgebuild.targets.edgetpu_findings import findings
 from edgebuild.targets.edgetpu_log import CUSTOM, MAPPED
@@ -37,7 +37,7 @@ _AFTER: Final = "More than one subgraph is not supported"
 _ACTIONS: Final = {
     _AFTER: "make the operators before it mappable: one of them runs on the CPU",
     "Operation is working on an unsupported data type": "quantize to full integer, with int8 inputs and outputs",
-    "Operation not supported": "replace it by supported operators, or move it to the end of the model",
+    "Operation not supported": "replace it by supported operators, or leave it to the host with cut: auto",
     "Operation version not supported": "replace the layer: what it asks of the operator is younger than the compiler",
     "Filter, bias, or other param is not constant at compile-time": "make weights and biases constants of the model",
     "Tensor has unsupported rank (up to 3 innermost dimensions mapped)": "reshape, so that three dimensions exceed 1",
@@ -80,7 +80,8 @@ def place(model: Flatbuffer, made: Sequence[Flatbuffer], logs: Sequence[ModelLog
             f"{len(model.main.operators)} operators"
         )
     lost = {op.index: unmapped(op, model, reasons[op.index]) for op in left}
-    found = predicted("edgetpu", "cpu", len(model.main.operators), lost, f"{compiler}: its log and the file it made")
+    rest, source = cpu.runs_rest(model, lost), f"{compiler}: its log and the file it made"
+    found = predicted("edgetpu", rest, len(model.main.operators), lost, source)
     return replace(found, evidence="measured", subgraphs=subgraphs)
 
 

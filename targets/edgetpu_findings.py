@@ -57,7 +57,7 @@ def _float_ends(model: Flatbuffer) -> Iterator[Finding]:
         if floats and any(operator.kind == kind for operator in model.main.operators):
             yield Finding(
                 what=f"{', '.join(floats)}: the application {verb} floats, and the CPU runs {kind} at every inference",
-                action="take integers at both ends: targets.edgetpu.io int8 or uint8",
+                action="build it from its source with integers at both ends: targets.edgetpu.io int8 or uint8",
             )
 
 
@@ -75,5 +75,5 @@ def _signed_image(model: Flatbuffer) -> Iterator[Finding]:
         if tensor.dtype == "int8" and len(tensor.shape) == _IMAGE_RANK and tensor.shape[-1] == _COLOURS:
             yield Finding(
                 what=f"{name} is an int8 image, and cameras give uint8",
-                action="subtract 128 from every pixel, or set targets.edgetpu.io: uint8 and build from the source model",
+                action="subtract 128 from every pixel, or build it from its source with targets.edgetpu.io: uint8",
             )

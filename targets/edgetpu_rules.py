@@ -40,7 +40,7 @@ def unknown_operator(node: Node) -> Refusal:
     kind = f"custom operator {node.kind}" if node.operator.is_custom else node.kind
     return Refusal(
         reason=f"{kind} is not among the operators the Edge TPU runs",
-        suggestion="replace it by supported operators, or move it to the end of the model",
+        suggestion="replace it by supported operators, or leave it to the host with cut: auto",
     )
 
 
@@ -210,7 +210,7 @@ def large_enough_resize(node: Node) -> Refusal | None:
     return require(
         height > 1,
         f"resizes from a height of {height}",
-        "tile or broadcast instead, or move it to the end of the model",
+        "tile or broadcast instead, or leave it to the host with cut: auto",
     )
 
 

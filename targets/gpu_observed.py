@@ -15,7 +15,7 @@ import numpy as np
 from edgebuild.export import agreement, recognise
 from edgebuild.export.errors import ModelError
 from edgebuild.export.interpreter import decode
-from edgebuild.targets import gpu, gpu_half, gpu_oracle
+from edgebuild.targets import cpu, gpu, gpu_half, gpu_oracle
 from edgebuild.targets.errors import PlacementError
 from edgebuild.targets.placement import Finding, Placement, predicted
 from edgebuild.targets.rules import Refusal, unmapped
@@ -96,7 +96,8 @@ def place(oracle: Oracle, model: Flatbuffer, answer: Answer, ranges: Ranges | No
     on_gpu = frozenset().union(*taken)
     refused = {index: why for index, why in refused.items() if index not in on_gpu}
     lost = {} if answer.whole else gpu.left_out(model, on_gpu, refused) | _told(model, refused)
-    found = predicted(oracle.accelerator, "cpu", len(model.main.operators), lost, f"{oracle.title}: its log")
+    rest, source = cpu.runs_rest(model, lost), f"{oracle.title}: its log"
+    found = predicted(oracle.accelerator, rest, len(model.main.operators), lost, source)
     notes = (*doubt, *_disagreements(oracle, model, refused), *gpu_half.findings(model, ranges or {}, lost))
     return replace(found, evidence=oracle.evidence, subgraphs=len(taken), findings=notes)
 

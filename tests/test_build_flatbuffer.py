@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +39,22 @@ def project(folder: Path, model: Path, targets: str, gates: str = "{}") -> confi
 def test_a_format_is_read_off_the_file(name: str, wanted: tuple[Precision, IoType]) -> None:
     model = flatbuffer.read(shared(name).read_bytes())
     assert (recognise.precision(model), recognise.io_type(model)) == wanted
+
+
+def test_of_a_given_file_no_dense_layer_is_said_to_have_been_made(tmp_path: Path) -> None:
+    made = planner.make(project(tmp_path, shared(REFERENCE), "{edgetpu: {}}"))
+    titles = [task.title for task in made.tasks.values()]
+    assert "verify int8 with int8 in and out" in titles
+
+
+def test_a_class_index_as_the_only_result_is_no_float() -> None:
+    quantized = flatbuffer.read(shared("kws/ref_int8.tflite").read_bytes())
+    image, end = next(iter(quantized.inputs.values())), next(iter(quantized.outputs.values()))
+    index = replace(end, dtype="int64", quantization=None)
+    tensors = tuple(index if tensor.index == end.index else tensor for tensor in quantized.main.tensors)
+    last = replace(quantized.main.operators[-1], inputs=(image.index,), outputs=(end.index,))
+    main = replace(quantized.main, tensors=tensors, operators=(last,))
+    assert recognise.precision(replace(quantized, subgraphs=(main,))) == "int8"
 
 
 def test_a_flatbuffer_is_evaluated_and_packaged_byte_for_byte(tmp_path: Path) -> None:

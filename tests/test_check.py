@@ -53,6 +53,15 @@ def test_a_share_below_the_least_is_a_placement_failure(run: Run, tmp_path: Path
     assert ended.code == 7
     assert "88.9% of the operators are mapped (predicted), less than 99.0%" in ended.stdout
     assert "RESIZE_BILINEAR" in ended.stdout
+    near = check(deeplab, ["edgetpu"], min_mapped=0.889).targets["edgetpu"].problem
+    assert near == "88.89% of the operators are mapped (predicted), less than 88.90%"
+
+
+def test_a_model_without_operators_is_said_to_have_none(tmp_path: Path) -> None:
+    (tmp_path / "empty.tflite").write_bytes(chain(0))
+    found = check(tmp_path / "empty.tflite", ["edgetpu"], min_mapped=1.0)
+    assert found.exit_code == 0
+    assert "the model has no operators" in found.notes[0]
 
 
 def test_what_nothing_there_runs_fails_where_the_target_was_asked_for(kws: Build) -> None:

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from edgebuild.export.formats import IoType, Precision
 from edgebuild.pipeline import config
 from edgebuild.pipeline.compress import settings as compression
+from edgebuild.pipeline.compression import doubts
 from edgebuild.pipeline.config import Project, json_schema, load, parse
 from edgebuild.pipeline.errors import ConfigError, exit_code
 from edgebuild.pipeline.settings import METRICS, Board, DataSource, Gates
@@ -189,6 +190,14 @@ def test_a_key_like_no_other_comes_with_all_there_are() -> None:
         ({"compress": [{}]}, "compress.0: a step names one technique"),
         ({"compress": [{"prune": {"m_by_n": "2:4", "block": "1x4"}}]}, "compress.0.prune: m_by_n: 2:4 and block: 1x4"),
         ({"compress": [{"prune": {"m_by_n": "2:4", "layers": {"fc": 0}}}]}, "compress.0.prune: m_by_n: 2:4 says how"),
+        (
+            {"compress": [{"prune": {"m_by_n": 242}}]},
+            "compress.0.prune.m_by_n: Input should be 1:2, 1:4, 2:4, 3:4, not 242; YAML reads 4:2 without quotes as",
+        ),
+        (
+            {"compress": [{"prune": {"m_by_n": 3}}]},
+            "compress.0.prune.m_by_n: Input should be 1:2, 1:4, 2:4, 3:4, not 3",
+        ),
         ({"compress": [{"prune": {"max_drop": 0.1}}]}, "compress.0.prune: max_drop is for `auto`"),
         ({"compress": {"cluster": {"clusters": 8}}}, "compress: steps are a list: write `- cluster: ...`"),
         ({"compress": "prune"}, "compress: steps are a list: write `- prune: ...`"),
@@ -215,6 +224,31 @@ def test_a_wrong_value_is_named_with_what_is_wrong(settings: dict[str, Any], tol
 def test_what_is_no_mapping_is_refused(raw: object) -> None:
     with pytest.raises(ConfigError, match=r"edgebuild\.yaml can't be used"):
         parse(raw)
+
+
+@pytest.mark.parametrize(
+    ("steps", "told"),
+    [
+        ([{"prune": {}}, {"cluster": {}}, {"qat": {}}], []),
+        (
+            [{"qat": {}}, {"prune": {}}, {"cluster": {}}],
+            ["compress: quantization-aware training comes last: what follows, prune 50 %, cluster 16, undoes"],
+        ),
+        ([{"cluster": {}}, {"prune": {}}], ["compress: prune 50 % comes before cluster 16"]),
+        (
+            [{"prune": {"sparsity": 0.7}}, {"prune": {"sparsity": 0.3}}],
+            ["compress: prune 30 % after prune 70 % takes nothing more"],
+        ),
+        ([{"prune": {"sparsity": 0.3}}, {"prune": {"sparsity": 0.7}}], []),
+        ([{"prune": {"sparsity": 0.7}}, {"prune": {"sparsity": 0.3, "depthwise": True}}], []),
+        ([{"prune": {"sparsity": 0.7}}, {"prune": {"m_by_n": "2:4"}}], []),
+        ([{"prune": {"sparsity": 0.7}}, {"prune": {"sparsity": "auto"}}], []),
+    ],
+)
+def test_an_odd_order_of_steps_is_noted(steps: list[Any], told: list[str]) -> None:
+    found = list(doubts(parse(SMALLEST | {"compress": steps})))
+    assert len(found) == len(told)
+    assert all(note.startswith(start) for note, start in zip(found, told, strict=True))
 
 
 def test_required_keys_are_named() -> None:

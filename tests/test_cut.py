@@ -19,12 +19,13 @@ from edgebuild.export import cut as cutting
 from edgebuild.export.errors import ModelError
 from edgebuild.export.formats import IoType
 from edgebuild.export.interpreter import Interpreter
-from edgebuild.pipeline import config, console, page, planner, report
+from edgebuild.pipeline import assemble, config, console, page, planner, report
 from edgebuild.pipeline.build import BuildResult, build
 from edgebuild.pipeline.errors import ConfigError
 from edgebuild.pipeline.fitting import cutting as fitting
 from edgebuild.pipeline.storage.store import Store
 from edgebuild.targets import edgetpu, gpu
+from edgebuild.targets.placement import Finding
 
 DEEPLAB = "coral/deeplabv3_mnv2_dm05_pascal_quant.tflite"
 INPUT = "MobilenetV2/MobilenetV2/input"
@@ -106,10 +107,27 @@ def test_the_report_speaks_of_the_accelerators_part_and_says_what_was_cut_off(de
 def test_the_cut_is_a_line_in_the_terminal_and_on_the_page(
     deeplab: BuildResult, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    line = "cut into model.tflite (64 operators on edgetpu), then host.tflite (8 operators on cpu), joined by 2 tensors"
+    parts = "cut into model.tflite (64 operators on edgetpu), then host.tflite (8 operators on cpu)"
+    both = sum((deeplab.out / f"edgetpu/{name}.tflite").stat().st_size for name in ("model", "host"))
+    line = f"{parts}, {both:,} B together, joined by 2 tensors"
     console.show_report(deeplab.report, console.Narrator(), on_stdout=False)
-    assert f"edgetpu: {line}; bit for bit the whole on 2 samples" in capsys.readouterr().err
-    assert line in page.render(deeplab.report)
+    shown, written = capsys.readouterr().err, page.render(deeplab.report)
+    assert f"edgetpu: {line}; bit for bit the whole on 2 samples" in shown
+    assert line in written
+    for text, size in ((shown, f"{both:,}"), (written, f"{both:,} B")):
+        assert f"{size}" in text.replace(line, ""), "the table has the size that the gate judges"
+        assert "64/64 of 72" in text
+    assert "model.tflite and host.tflite on disk" in written
+
+
+def test_what_is_found_of_a_joint_is_not_told_of_an_input(deeplab: BuildResult) -> None:
+    cut = deeplab.report.targets["edgetpu"].cut
+    assert cut is not None
+    joint = replace(cut.links[0], name="inner", made_by="host_before.tflite", read_by=("model.tflite",))
+    told = [Finding(what=f"{name} is an int8 image", action="") for name in ("inner", "innermost")]
+    placement = replace(deeplab.report.targets["edgetpu"].placement, findings=tuple(told))
+    assert assemble._without_joints(placement, replace(cut, links=(joint,))).findings == (told[1],)
+    assert assemble._without_joints(placement, None) == placement
 
 
 def int8(outputs: Any, tmp_path: Path, io: IoType = "int8") -> bytes:

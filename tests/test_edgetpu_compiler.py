@@ -359,7 +359,7 @@ def test_a_compiler_that_crashes_without_a_shell_to_say_so_is_told_by_its_signal
     standing_in: Callable[..., edgetpu_compiler.Compiler], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compiler, died = standing_in(calls=["crash"]), subprocess.CompletedProcess([], 128 + signal.SIGSEGV, b"")
-    monkeypatch.setattr(edgetpu_compiler.leash, "run", lambda *_, **__: died)
+    monkeypatch.setattr(leash, "run", lambda *_, **__: died)
     with pytest.raises(ModelError) as caught:
         compile_lstm(compiler, tmp_path / "out")
     assert "ended by SIGSEGV each time" in caught.value.cause
@@ -585,6 +585,16 @@ def test_build_runs_the_compiler_and_says_what_it_said(
     without = run("-t", "edgetpu", "-o", tmp_path / "out", "--json", cwd=digits.folder)
     assert without.report["targets"]["edgetpu"]["placement"]["evidence"] == "predicted"
     assert not (tmp_path / "out/edgetpu/model_edgetpu.tflite").exists(), "no compiler, and none of its files"
+
+
+def test_a_companion_that_is_not_there_is_a_fault_of_the_configuration(
+    digits: Build, run: Callable[..., Ended], tmp_path: Path
+) -> None:
+    variables = {edgetpu_compiler.VARIABLE: str(stand_in.install(tmp_path / "here"))}
+    beside = ("--set", "targets.edgetpu.with=[nope.tflite]")
+    ended = run("-t", "edgetpu", *beside, "--dry-run", cwd=digits.folder, **variables)
+    assert ended.code == 2
+    assert "no such file" in ended.stderr
 
 
 def test_build_without_a_compiler_ends_with_9_where_one_is_needed(digits: Build, run: Callable[..., Ended]) -> None:

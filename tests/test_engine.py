@@ -20,8 +20,9 @@ from edgebuild.pipeline import stages
 from edgebuild.pipeline.errors import CrashError, InternalError, StoreError, exit_code
 from edgebuild.pipeline.execution import workers
 from edgebuild.pipeline.execution.engine import Event, Outcome, execute, survey
-from edgebuild.pipeline.execution.run_task import Answer, Ready
+from edgebuild.pipeline.execution.run_task import Answer, Ready, run_task
 from edgebuild.pipeline.execution.workers import Limits
+from edgebuild.pipeline.storage import progress
 from edgebuild.pipeline.storage.digests import digest_tree
 from edgebuild.pipeline.storage.store import Store
 from edgebuild.pipeline.task import Source, Stage, Task, key
@@ -149,6 +150,13 @@ def test_a_crash_takes_down_its_task_by_name_and_nothing_else(store: Store, stag
     assert all(text(outcome, made) == made.parameters.text for made in others)
 
 
+@pytest.mark.parametrize(("stage", "words"), [("calibrate", "LSTM"), ("convert", "LSTM"), ("verify", "its kernel")])
+def test_recurrent_layers_are_blamed_only_where_something_is_converted(stage: str, words: str) -> None:
+    cause, action = workers._likely_cause(-signal.SIGSEGV, stage)
+    assert words in cause
+    assert ("unroll" in action) == (words == "LSTM")
+
+
 def test_a_failure_is_told_as_it_was_raised_and_never_stored(store: Store) -> None:
     refusing = task("refuse")
     for _ in range(2):
@@ -156,6 +164,51 @@ def test_a_failure_is_told_as_it_was_raised_and_never_stored(store: Store) -> No
         assert isinstance(failure, DataError)
         assert (failure.what, failure.cause, failure.action) == ("refused", "because", "do otherwise")
     assert store.find(refusing.key) is None
+
+
+def test_a_stage_that_fails_leaves_the_progress_that_it_made_and_no_empty_folder(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(stages.STAGES, "refuse", replace(stages.STAGES["refuse"], resumes=True))
+    refusing = task("refuse")
+    folder = progress.place(store, refusing.key)
+    with pytest.raises(DataError):
+        run_task(refusing, store)
+    assert not folder.exists()
+    folder.mkdir()
+    (folder / "checkpoint.npz").write_bytes(b"of an earlier build")
+    with pytest.raises(DataError):
+        run_task(refusing, store)
+    assert sorted(file.name for file in folder.iterdir()) == ["checkpoint.npz", "what"]
+
+
+@pytest.mark.parametrize("left", [True, False])
+def test_who_is_ended_in_training_is_told_that_it_goes_on_where_it_does(
+    store: Store, monkeypatch: pytest.MonkeyPatch, *, left: bool
+) -> None:
+    monkeypatch.setitem(stages.STAGES, "killed", replace(stages.STAGES["killed"], resumes=True))
+    crashing = task("killed")
+    folder = progress.place(store, crashing.key)
+    progress.describe(store, crashing.key, "prune 50 %")
+    if left:
+        (folder / "checkpoint.npz").write_bytes(b"an epoch")
+    failure = run(store, crashing).failures[crashing.key]
+    assert ("kept as of its last checkpoint" in failure.action) == left
+    assert folder.exists() == left
+
+
+@pytest.mark.parametrize(
+    ("log", "words"),
+    [
+        ("E0000 00:00:1 cuda_dnn.cc:8310] Unable to register cuDNN factory\nout of memory\n\n", "out of memory"),
+        ("the end\nW computation_placer.cc:177] computation placer already registered. Please check\n", "the end"),
+        ("E cuda_executor.cc:1228] INTERNAL: CUDA Runtime error: failed call to cuInit: UNKNOWN ERROR (303)\n", ""),
+        ("I cpu_feature_guard.cc:210] This TensorFlow binary is optimized\nTo enable the following instructions", ""),
+        ("I oneDNN custom operations are on\n  warnings.warn(\n", ""),
+    ],
+)
+def test_the_last_words_are_not_what_tensorflow_says_at_its_start(log: str, words: str) -> None:
+    assert workers.last_words(log) == words
 
 
 def test_a_fault_of_ours_is_told_as_one(store: Store) -> None:
@@ -191,6 +244,21 @@ def test_what_a_worker_imports_is_not_the_stages_time(store: Store, tmp_path: Pa
         assert answer.failure is None
     finally:
         worker.close()
+
+
+@pytest.mark.parametrize(("stage", "who"), [("compile", "edgetpu_compiler"), ("write", "it")])
+def test_who_did_not_end_is_named(store: Store, stage: str, who: str) -> None:
+    store.root.mkdir()
+    worker = workers.start("light", store.root)
+    try:
+        worker.task, worker._ready, worker.started = task(stage), True, time.monotonic() - 9
+        worker.hold_to(Limits(stage_s=5))
+        answer = worker.take_answer()[1]
+    finally:
+        worker.close()
+    assert isinstance(answer, Answer)
+    assert answer.failure is not None
+    assert answer.failure.cause.startswith(f"{who} did not end within 5 s")
 
 
 def test_a_task_that_tells_how_far_it_has_come_is_heard_and_goes_on(store: Store) -> None:

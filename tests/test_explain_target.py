@@ -18,6 +18,7 @@ from edgebuild.pipeline import costs, finished, inspection
 from edgebuild.pipeline.advice import Explanation, Facts, advise, explain, margins
 from edgebuild.pipeline.advice_rules import RULES
 from edgebuild.pipeline.errors import ConfigError
+from edgebuild.pipeline.fitting.records import Cut, PartFile
 from edgebuild.pipeline.report import (
     Entry,
     FailureReport,
@@ -57,6 +58,17 @@ def gate(name: str, verdict: str = "pass", limit: float = 1.0, value: float | No
 
 CALM = (gate("agreement"), gate("max_metric_drop"))
 LOST = Unmapped(operator=3, kind="GELU", tensor="act/{gelu}", reason="it has no GELU", suggestion="use RELU")
+PART = PartFile(file="host.tflite", runs_on="cpu", operators=3, size_bytes=9, inputs=("x",), outputs=("y",))
+CUT = Cut(
+    why="",
+    parts=(replace(PART, file="model.tflite"), PART),
+    links=(),
+    operators=16,
+    mapped=13,
+    off=(replace(LOST, kind="ARG_MAX"), LOST, LOST),
+    samples=4,
+    runtime="tflite-runtime",
+)
 
 
 # What is counted
@@ -166,6 +178,15 @@ def compressed(*after: float) -> Callable[[Facts], Facts]:
     return losing(ledger=tuple(entry(step, target) for step, target in enumerate(after)))
 
 
+def out_of_the_interval(facts: Facts) -> Facts:
+    """A step that no gate holds, and that left what the samples explain."""
+    before, after = compressed(0.95, 0.10)(facts).report.ledger
+    assert isinstance(before, Entry)
+    assert isinstance(after, Entry)
+    before = replace(before, metric=replace(before.metric, interval=(0.9, 0.98)))
+    return changed(ledger=(before, replace(after, step="prune 99 %")), gates=CALM)(facts)
+
+
 def one_big_operator(facts: Facts) -> Facts:
     first = replace(facts.operators[0], mac_share=0.9, weight_share=0.9, weight_bytes=10**6)
     return replace(facts, operators=(first, *facts.operators[1:]))
@@ -187,8 +208,10 @@ CASES: dict[str, tuple[Callable[[Facts], Facts], str]] = {
     "computes something else": (changed(gates=(gate("agreement", "fail", 0.5, 0.9), *CALM[1:])), "do not ship it"),
     "can't run": (placed(fallback=""), "operator 3 (GELU, act/{gelu}): use RELU"),
     "falls back": (placed(fallback="cpu"), "operator 3 (GELU, act/{gelu}): use RELU"),
+    "left to the host": (changed(cut=CUT), "it runs ARG_MAX, GELU"),
     "few calibration samples": (changed(precision="int8", calibration_samples=99), "calibration samples"),
     "compression loses it": (compressed(0.95, 0.91, 0.90), "make the step step 1 gentler"),
+    "a step leaves the interval": (out_of_the_interval, "make the step prune 99 % gentler"),
     "the number format loses it": (beside_a_float_sibling, "calibration data"),
     "the float model is no better": (
         changed(gates=(*CALM, gate("min_metric", verdict="fail", limit=0.95, value=0.9133))),
@@ -243,6 +266,17 @@ def test_a_rule_speaks_where_it_should(name: str, facts: Facts) -> None:
     said = {advice.rule: advice for advice in advise(change(facts))}
     assert words in said[name].do
     assert said[name].why
+
+
+def test_a_given_flatbuffer_is_not_said_to_be_calibrated_by_too_few_samples(facts: Facts) -> None:
+    assert advise(changed(precision="int8", calibration_samples=0)(facts)) == advise(
+        changed(precision="int8", calibration_samples=500)(facts)
+    )
+
+
+def test_a_gate_that_asks_for_all_operators_has_no_room_to_make(facts: Facts) -> None:
+    assert advise(changed(gates=(*CALM, gate("min_mapped", limit=1.0, value=1.0)))(facts)) == ()
+    assert advise(changed(gates=(*CALM, gate("min_mapped", limit=0.9, value=0.9)))(facts))
 
 
 def test_the_source_and_the_compressed_model_are_told_apart(facts: Facts) -> None:

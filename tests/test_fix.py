@@ -306,6 +306,28 @@ def test_a_spelling_that_the_converter_does_not_know_becomes_one_that_it_knows(t
     assert entry.placed("fixed", gpu).mapped_share == 1.0
 
 
+@pytest.mark.parametrize(
+    "before",
+    [
+        (layers.Conv2D(4, 3, activation="relu"),),
+        (layers.Conv2D(4, 3), layers.ReLU(6.0), layers.MaxPooling2D()),
+    ],
+)
+def test_a_leaky_relu_of_what_is_never_negative_is_left_out(before: Any, tmp_path: Path) -> None:
+    entry = Entry(of_layers(IMAGE, *before, layers.LeakyReLU(0.1), layers.Conv2D(4, 1)), tmp_path)
+    [taken] = entry.fixed("leaky_relu")
+    assert (taken["refused"], taken["relative_rmse"]) == ("", 0.0)
+    kinds = {operator.kind for operator in flatbuffer.read(entry.converted("fixed")).main.operators}
+    assert kinds <= {"CONV_2D", "MAX_POOL_2D", "RELU6"}
+
+
+@pytest.mark.parametrize("before", [(layers.ReLU(negative_slope=0.3),), (layers.Activation("tanh"),), ()])
+def test_a_leaky_relu_of_what_may_be_negative_stays(before: Any, tmp_path: Path) -> None:
+    entry = Entry(of_layers(IMAGE, layers.Conv2D(4, 3), *before, layers.LeakyReLU(0.1)), tmp_path)
+    entry.fixed("leaky_relu")
+    assert "PRELU" in {operator.kind for operator in flatbuffer.read(entry.converted("fixed")).main.operators}
+
+
 def test_a_model_that_needs_no_edit_stays_the_same_bytes(tmp_path: Path) -> None:
     entry = Entry(of_layers(IMAGE, layers.Conv2D(4, 3), layers.ReLU()), tmp_path)
     assert entry.fixed(*edits.chosen("edgetpu", ["auto"])) == []

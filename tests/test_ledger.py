@@ -14,9 +14,21 @@ from edgebuild.device_tests.latency import Latency
 from edgebuild.export.flatbuffer import Quantization, Tensor
 from edgebuild.export.formats import Precision
 from edgebuild.export.weights import Weights, entropy_bytes, zeros
-from edgebuild.pipeline import intervals, ledger
+from edgebuild.pipeline import console, intervals, ledger
+from edgebuild.pipeline.compress.scan import Scan, Search
 from edgebuild.pipeline.compress.settings import Prune, Qat
-from edgebuild.pipeline.report import Entry, KernelReport, MetricFigure, MissingEntry, NoLatency
+from edgebuild.pipeline.exports import markdown
+from edgebuild.pipeline.report import (
+    SCHEMA,
+    CompressionReport,
+    Entry,
+    KernelReport,
+    MetricFigure,
+    MissingEntry,
+    NoLatency,
+    Report,
+    StepReport,
+)
 from edgebuild.targets.evidence import measured, unavailable
 
 SCATTERED = (
@@ -108,6 +120,85 @@ def test_a_better_metric_is_a_gain_and_a_worse_one_is_told_beside_a_gain() -> No
     assert said("mcu", scored(0.80), scored(0.84)) == "prune 50 %: mcu 0 % flash, +0.04 top1"
     assert said("mcu", scored(0.80), scored(0.76)) == "prune 50 %: mcu nothing, -0.04 top1"
     assert said("cpu", scored(0.80), scored(0.76, gzip_bytes=250)).endswith("-50 % gzip, 0 % file, -0.04 top1")
+
+
+def judged(score: float, interval: tuple[float, float] | None = (0.9, 0.96), *, higher: bool = True) -> Entry:
+    metric = replace(NO_METRIC, target=score, interval=interval, higher_is_better=higher)
+    return entry("prune 99 %", metric=metric)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "falls"),
+    [
+        (judged(0.93), judged(0.10), True),
+        (judged(0.93), judged(0.90), False),
+        (judged(0.93), judged(0.99), False),
+        (judged(0.93, None), judged(0.10), False),
+        (judged(0.93), entry(), False),
+        (judged(0.93, higher=False), judged(0.99, higher=False), True),
+        (judged(0.93, higher=False), judged(0.10, higher=False), False),
+    ],
+)
+def test_a_metric_falls_where_it_leaves_its_interval_for_the_worse(before: Entry, after: Entry, *, falls: bool) -> None:
+    (found,) = ledger.findings({"cpu": [before, after]})
+    assert bool(list(ledger.fall_lines(found))) == falls
+
+
+def test_what_fell_alike_is_told_in_a_line_with_what_to_do() -> None:
+    ends = [judged(0.93), judged(0.10)]
+    (found,) = ledger.findings({"cpu": ends, "mcu": ends, "gpu": [judged(0.93), judged(0.92)]})
+    (told,) = ledger.fall_lines(found)
+    start = "prune 99 % on cpu, mcu: top1 went from 0.93 to 0.1, out of its 95 % interval of 0.9 to 0.96: "
+    assert told.startswith(start)
+    assert "learn_from: labels" in told
+
+
+def sought(levels: tuple[float, ...], *chosen: float) -> StepReport:
+    search = Search(
+        scan=Scan(levels=levels, costs={}),
+        trials=(),
+        chosen={f"layer {number}": level for number, level in enumerate(chosen)},
+        metric="top1",
+        max_drop=0.01,
+        held=9,
+    )
+    kernels = (kernel(zeros=80), kernel(weights=300, zeros=60))
+    return StepReport(step="auto", kernels=kernels, losses=(), search=search, notes=())
+
+
+def test_what_auto_chose_is_told_in_a_line() -> None:
+    assert (
+        ledger.sought(sought((0.2, 0.8), 0.8, 0.2)) == "auto: chose 20 to 80 % a kernel, 35 % of all weights are zero"
+    )
+    assert ledger.sought(sought((0.2, 0.8), 0.8)) == "auto: chose 80 % a kernel, 35 % of all weights are zero"
+    assert ledger.sought(sought((256, 8), 8, 32)) == "auto: chose 8 to 32 values a kernel"
+    assert ledger.sought(sought((0.2, 0.8))) == "auto: chose nothing, to keep top1 within 0.01"
+    assert not ledger.sought(replace(sought((0.2,)), search=None))
+
+
+def troubled() -> Report:
+    findings = ledger.findings({"cpu": [judged(0.93), judged(0.10)]})
+    steps = (replace(sought((0.2, 0.8), 0.8), notes=("few rows",)),)
+    found = CompressionReport(steps=steps, findings=findings, lost=())
+    return Report(schema=SCHEMA, edgebuild="", exit_code=0, model=None, targets={}, failures={}, compression=found)
+
+
+def test_a_matrix_tells_of_compression_as_a_build_does_with_the_projects_name(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    console.show_report(troubled(), console.Narrator(), on_stdout=False)
+    alone = capsys.readouterr().err.splitlines()
+    assert "note: auto: few rows" in alone
+    assert "  auto: chose 80 % a kernel, 35 % of all weights are zero" in alone
+    assert any(line.startswith("warning: prune 99 % on cpu: top1 went from") for line in alone)
+    console.show_matrix({"kws": troubled()}, console.Narrator(), on_stdout=False)
+    assert capsys.readouterr().err.replace("kws: ", "").splitlines() == alone
+
+
+def test_a_summary_for_a_merge_request_tells_of_a_fall_and_of_a_search() -> None:
+    told = markdown.render(troubled())
+    assert "top1 went from" in told
+    assert "chose 80 % a kernel" in told
 
 
 def test_an_artifact_that_is_missing_is_said_to_be() -> None:

@@ -158,6 +158,12 @@ def test_what_can_not_be_used_is_refused_before_anything_is_built(
     assert caught.value.action
 
 
+def test_a_list_of_one_that_is_wrong_is_not_called_missing(folder: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        matrix.load(listed(folder, {"config": "digits/edgebuild.yaml", "nmae": "x"}))
+    assert caught.value.cause == "projects.0.nmae: unknown key; did you mean name?"
+
+
 def test_every_project_that_can_not_be_used_is_named(folder: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         matrix.load(listed(folder, "one/edgebuild.yaml", "two/edgebuild.yaml"))

@@ -74,6 +74,12 @@ def test_top1_refuses_labels_that_are_no_classes(labels: ArrayLike, claim: str) 
     assert claim in caught.value.what
 
 
+def test_the_first_label_that_is_no_class_is_named_with_its_row() -> None:
+    with pytest.raises(DataError) as caught:
+        of("top1", SCORES, [1, 4, 9, -1])
+    assert caught.value.cause == "the one in row 2 is 9, and 2 of 4 are wrong"
+
+
 @pytest.mark.parametrize("outputs", [np.ones((4, 2, 3)), np.ones(4), np.ones((4, 1))])
 def test_top1_refuses_outputs_without_classes(outputs: NDArray[Any]) -> None:
     with pytest.raises(DataError, match=r"top-k needs outputs \[N, classes\]"):

@@ -17,12 +17,14 @@ from edgebuild.pipeline import gates, page
 from edgebuild.pipeline.errors import EXIT_CODES, GATE_EXIT_CODES, INTERRUPTED, OK
 from edgebuild.pipeline.report import (
     SCHEMA,
+    CompressionReport,
     FailureReport,
     MeasuredAgreement,
     MetricFigure,
     ModelReport,
     NoLatency,
     Report,
+    StepFindings,
     TargetReport,
 )
 from edgebuild.pipeline.settings import Gates, TargetSettings
@@ -326,6 +328,12 @@ def test_gates_that_did_not_pass_stand_in_the_headline() -> None:
     missed = [gate.name for target in REPORT.targets.values() for gate in target.gates if gate.verdict != "pass"]
     assert missed
     assert headline == [f"gate_{name}" for name in missed]
+
+
+def test_a_step_that_took_the_metric_out_of_its_interval_is_told() -> None:
+    fallen = StepFindings(step="prune 99 %", bought={"gpu": "nothing"}, idle=False, falls={"gpu": "top1 went down"})
+    found = CompressionReport(steps=(), findings=(fallen,), lost=())
+    assert "prune 99 % on gpu: top1 went down" in page.render(replace(REPORT, compression=found))
 
 
 def test_a_good_build_says_so() -> None:

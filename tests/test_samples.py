@@ -436,5 +436,12 @@ def test_missing_labels_say_what_is_there() -> None:
 
 def test_labels_that_are_text_are_refused_and_not_left_out(tmp_path: Path) -> None:
     np.savez(tmp_path / "data.npz", x=np.zeros(2), labels=np.array(["yes", "no"]))
-    with pytest.raises(DataError, match="`labels` holds no numbers"):
+    with pytest.raises(DataError, match=r"data\.npz: `labels` holds no numbers"):
         load(tmp_path / "data.npz")
+
+
+def test_an_array_that_may_be_the_labels_is_named() -> None:
+    for refused in (lambda given: match(given, [IMAGE], "data.npz"), lambda given: labels(given, "data.npz")):
+        with pytest.raises(DataError) as caught:
+            refused({"x": IMAGES, "y": np.arange(4)})
+        assert caught.value.action.endswith("; if 'y' holds the labels, name it 'labels'")

@@ -191,9 +191,11 @@ def test_edgetpu_takes_one_sample_of_a_batch_of_any_size_and_says_so() -> None:
 
 
 def ended(graph: Graph, inputs: Sequence[int], outputs: Sequence[int]) -> Flatbuffer:
-    """The graph with its ends named."""
+    """The graph with its ends named; the signature calls the n-th input `in<n>`."""
     model = graph.model()
-    return replace(model, subgraphs=(replace(model.main, inputs=tuple(inputs), outputs=tuple(outputs)),))
+    named = {f"in{place}": model.main.tensors[index] for place, index in enumerate(inputs)}
+    main = replace(model.main, inputs=tuple(inputs), outputs=tuple(outputs))
+    return replace(model, subgraphs=(main,), inputs=named)
 
 
 def test_edgetpu_tells_of_floats_at_either_end() -> None:
@@ -212,7 +214,8 @@ def test_edgetpu_tells_of_an_int8_image_and_of_no_other_int8_input() -> None:
         image = graph.add(tensor((1, 8, 8, channels)))
         made = graph.op("RELU", [image], tensor((1, 8, 8, channels)))
         told = target("edgetpu").place(ended(graph, [image], [made])).findings
-        assert [finding.action.partition(",")[0] for finding in told] == ["set targets.edgetpu.io: uint8"] * count
+        assert [finding.what.partition(",")[0] for finding in told] == ["in0 is an int8 image"] * count
+        assert all(finding.action.endswith("targets.edgetpu.io: uint8") for finding in told)
 
 
 def test_edgetpu_tells_of_dense_layers_that_its_compiler_is_older_than() -> None:
@@ -465,6 +468,22 @@ def test_cpu_names_flex_operators_and_versions_the_runtime_lacks() -> None:
     assert "Flex delegate" in reasons[0]
     assert "version 12" in reasons[1]
     assert "STABLEHLO_ADD" in reasons[2]
+
+
+@pytest.mark.parametrize(
+    ("name", "custom", "fallback"),
+    [
+        ("gpu", "edgetpu-custom-op", ""),
+        ("gpu", "TFLite_Detection_PostProcess", "cpu"),
+        ("edgetpu", "edgetpu-custom-op", "cpu"),
+        ("edgetpu", "Unheard", ""),
+    ],
+)
+def test_an_operator_that_tflite_runtime_does_not_know_runs_nowhere(name: str, custom: str, fallback: str) -> None:
+    graph = Graph()
+    made = graph.op(custom, [tensor()], tensor(), is_custom=True)
+    graph.op("SIN", [made], tensor())
+    assert target(name).place(graph.model()).fallback == fallback
 
 
 @pytest.mark.parametrize("name", TARGETS)

@@ -38,6 +38,7 @@ def build(
 ) -> int:
     """Build, or show the plan."""
     from edgebuild.pipeline import build as building
+    from edgebuild.pipeline import compression
     from edgebuild.pipeline.execution import cluster
 
     if dry_run or until:
@@ -49,6 +50,7 @@ def build(
         trust_model_code=trust_model_code,
     )
     narrator = Narrator(quiet=quiet, debug=debug)
+    console.show_notes(compression.doubts(project.config), narrator.console)
     against = out if explain else None
     with building.store_for(cached=not no_cache) as store:
         if dry_run:

@@ -10,11 +10,14 @@ from edgebuild.pipeline.console import Narrator
 
 def matrix(file: Path, *, jobs: int | None, scheduler: str | None, as_json: bool, quiet: bool, debug: bool) -> int:
     """Build every project that a file lists."""
+    from edgebuild.pipeline import compression
     from edgebuild.pipeline import matrix as building
     from edgebuild.pipeline.execution import cluster
 
     entries = building.load(file)
     narrator = Narrator(quiet=quiet, debug=debug)
+    doubts = (f"{entry.name}: {doubt}" for entry in entries for doubt in compression.doubts(entry.project.config))
+    console.show_notes(doubts, narrator.console)
     with cluster.runner(scheduler, jobs) as runner, narrator.running():
         result = building.build(
             entries, jobs=jobs, runner=runner, on_event=narrator.on_event, on_latency=narrator.on_latency

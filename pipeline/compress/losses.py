@@ -136,11 +136,13 @@ def to_labels(output: int, outputs: NDArray[Any], labels: NDArray[Any], kind: Ki
     chosen: Kind = _fitting(outputs, labels) if wanted == "auto" else wanted
     numbers = chosen == "crossentropy" and _are_numbers(labels, outputs)
     if not numbers:
+        _require_whole(outputs, labels)
         _require_same_shape(outputs, labels, chosen)
         _require_shares(labels, chosen)
     elif labels.min() < 0 or labels.max() >= max(outputs.shape[-1], 2):
         raise DataError(
             f"training labels must be whole numbers 0 to {max(outputs.shape[-1], 2) - 1}",
+            cause=_first(labels, (labels < 0) | (labels >= max(outputs.shape[-1], 2))),
             action="check the classes' order",
         )
     if kind == "auto" and chosen == "crossentropy" and outputs.shape[-1] == 1 and form == "logits":
@@ -169,8 +171,27 @@ def _fitting(outputs: NDArray[Any], labels: NDArray[Any]) -> Kind:
 
 def _are_numbers(labels: NDArray[Any], outputs: NDArray[Any]) -> bool:
     """Whether labels are a whole number for each distribution of the output."""
-    fit = outputs.ndim > 1 and _without_ones(labels.shape[1:]) == _without_ones(outputs.shape[1:-1])
-    return bool(fit and (labels == np.round(labels)).all())
+    return bool(_are_one_each(labels, outputs) and (labels == np.round(labels)).all())
+
+
+def _are_one_each(labels: NDArray[Any], outputs: NDArray[Any]) -> bool:
+    return outputs.ndim > 1 and _without_ones(labels.shape[1:]) == _without_ones(outputs.shape[1:-1])
+
+
+def _require_whole(outputs: NDArray[Any], labels: NDArray[Any]) -> None:
+    """Of labels that can be nothing but classes."""
+    broken = labels != np.round(labels)
+    if outputs.shape[-1] > 1 and _are_one_each(labels, outputs) and broken.any():
+        raise DataError(
+            "training labels are not whole numbers",
+            cause=f"{_first(labels, broken)}; the output gives {outputs.shape[-1]} values a sample",
+            action="give class indices or the wanted outputs as labels, or write learn_from: model",
+        )
+
+
+def _first(labels: NDArray[Any], wrong: NDArray[Any]) -> str:
+    index = np.argwhere(wrong)[0]
+    return f"the one in row {index[0]} is {labels[tuple(index)]:g}"
 
 
 def _require_same_shape(outputs: NDArray[Any], labels: NDArray[Any], kind: Kind) -> None:

@@ -31,7 +31,7 @@ _IN_VAIN: Final = (
     "see what the builds on the other hosts say, and run all of them again",
 )
 _QUANTIZING: Final = frozenset({"calibrate", "convert"})
-_KEPT: Final = "; the epochs that it had finished are kept, and the next build goes on from there"
+_KEPT: Final = "; what it had learned is kept as of its last checkpoint, where the next build goes on"
 _NOISE: Final = re.compile(  # What TensorFlow says as it starts, on machines with and without a GPU.
     r"warnings\.warn|cuda_(dnn|blas|fft|diagnostics)|cuda_driver|cuInit|computation placer|cpu_feature_guard|oneDNN"
     r"|To enable the following instructions|rebuild TensorFlow|Unable to register|TF-TRT|Could not find (cuda|TensorRT)"
@@ -99,7 +99,8 @@ class Worker:
             return
         limit_s = limits.stage_s if self._ready else max(limits.stage_s, _IMPORTS_S)
         if time.monotonic() - self.started > limit_s:
-            self._end(f"it did not end within {limit_s:g} s", "raise limits.stage_s if the model needs longer")
+            who = "edgetpu_compiler" if self.task is not None and self.task.stage == "compile" else "it"
+            self._end(f"{who} did not end within {limit_s:g} s", "raise limits.stage_s if the model needs longer")
         elif limits.memory_mib is not None and self._memory_mib() > limits.memory_mib:
             self._end(
                 f"it took more than {limits.memory_mib:g} MiB of memory", "raise limits.memory_mib, or build less"

@@ -8,9 +8,9 @@ from typing import Final
 
 from edgebuild.device_tests.latency import Latency
 from edgebuild.pipeline import ledger
+from edgebuild.pipeline.fitting.records import mapped, shipped
 from edgebuild.pipeline.page import (
     EXIT_WORDS,
-    count_text,
     drop_text,
     duration_text,
     gate_text,
@@ -65,16 +65,16 @@ def _title(report: Report) -> str:
 
 def _row(name: str, target: TargetReport) -> Iterable[str]:
     metric, placement, latency = target.metric, target.placement, target.latency
-    arena = target.memory.arena_bytes
+    arena, size = target.memory.arena_bytes, shipped(target.size_bytes, target.cut).value
     return (
         name,
         _worst(target.gates),
         target.precision,
-        "–" if target.size_bytes.value is None else size_text(target.size_bytes.value),  # noqa: RUF001
+        "–" if size is None else size_text(size),  # noqa: RUF001
         "–" if target.gzip_bytes.value is None else size_text(target.gzip_bytes.value),  # noqa: RUF001
         "–" if metric.target is None else f"{_safe(metric.name)} {number_text(metric.target)}{_MARKS[metric.evidence]}",  # noqa: RUF001
         "–" if metric.drop is None else drop_text(metric.drop),  # noqa: RUF001
-        f"{count_text(placement.mapped)}/{count_text(placement.operators)}{_MARKS[placement.evidence]}",
+        f"{mapped(placement, target.cut)}{_MARKS[placement.evidence]}",
         "–" if arena.value is None else f"{size_text(arena.value)}{_MARKS[arena.evidence]}",  # noqa: RUF001
         duration_text(latency.median_us) if isinstance(latency, Latency) else "–",  # noqa: RUF001
     )

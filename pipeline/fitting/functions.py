@@ -105,7 +105,7 @@ _sloped = replacing(_leaky, _prelu)
 
 
 def prelu(at: Calls, node: Node) -> Replacement | None:
-    """A slope a channel; nothing where no value is below zero, where the converter no longer knows PRELU by its parts."""
+    """A slope a channel; nothing where no value is below zero: the converter would drop the half it knows PRELU by."""
     found = _sloped(at, node)
     if found is None or not is_never_negative(at, found.reads[0]):
         return found

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 # At run time too: the report's JSON Schema is made from annotations.
 from edgebuild.targets.placement import Unmapped
 
 if TYPE_CHECKING:
+    from edgebuild.targets.evidence import Figure
     from edgebuild.targets.placement import Placement
 
 
@@ -58,6 +59,11 @@ class Cut:
     runtime: str
 
     @property
+    def kinds_off(self) -> str:
+        """The kinds of what was cut off, each once."""
+        return ", ".join(dict.fromkeys(entry.kind for entry in self.off))
+
+    @property
     def host_bytes(self) -> int:
         """What ships beside `model.tflite`."""
         return sum(part.size_bytes for part in self.parts if part.file != MODEL)
@@ -70,7 +76,8 @@ class Cut:
             f"{part.file} ({_count(part.operators, 'operator')} on {part.runs_on})" for part in self.parts
         )
         proof = f"bit for bit the whole on {_count(self.samples, 'sample')}"
-        return f"cut into {parts}, joined by {_count(len(self.links), 'tensor')}; {proof}"
+        size = f"{sum(part.size_bytes for part in self.parts):,} B together"
+        return f"cut into {parts}, {size}, joined by {_count(len(self.links), 'tensor')}; {proof}"
 
 
 MODEL = "model.tflite"
@@ -82,6 +89,19 @@ FIX = "fix.json"
 
 def _count(number: int, thing: str) -> str:
     return f"{number} {thing}{'' if number == 1 else 's'}"
+
+
+def shipped(size: Figure, cut: Cut | None) -> Figure:
+    """The size of all parts together, which a limit is held against; `size` is that of `model.tflite`."""
+    if cut is None or not cut.parts or size.value is None:
+        return size
+    return replace(size, value=size.value + cut.host_bytes, note=" and ".join(part.file for part in cut.parts))
+
+
+def mapped(placement: Placement, cut: Cut | None) -> str:
+    """Mapped of all operators, and of how many the model had that `placement` speaks of a part of."""
+    share = f"{placement.mapped}/{placement.operators}"
+    return f"{share} of {cut.operators}" if cut and cut.parts else share
 
 
 def whole(why: str, placement: Placement) -> Cut:

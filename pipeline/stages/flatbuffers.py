@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
+from edgebuild.calibration.errors import DataError
 from edgebuild.pipeline.arrays import load_arrays, save_arrays
 from edgebuild.pipeline.stages.files import model_inputs, named, write_json
 from edgebuild.pipeline.stages.parameters import (
@@ -117,10 +118,13 @@ def verify(parameters: VerifyParameters, inputs: Mapping[str, Path], out: Path) 
     result: dict[str, Any] = {"agreement": asdict(agreement.compare(wanted, got)) if wanted else None, "metric": None}
     if parameters.metric and labels is not None:
         source = load_arrays(inputs["source"] / "outputs.npz") if "source" in inputs else wanted
-        float_score, score = (
-            metrics.score(parameters.metric, outputs, labels, parameters.output) if outputs else None
-            for outputs in (source, got)
-        )
+        try:
+            float_score, score = (
+                metrics.score(parameters.metric, outputs, labels, parameters.output) if outputs else None
+                for outputs in (source, got)
+            )
+        except DataError as e:
+            raise DataError(f"data.evaluation: {e.what}", cause=e.cause, action=e.action) from e
         interval = intervals.interval(parameters.metric, got, labels, parameters.output, asked=parameters.interval)
         result["metric"] = {"float": float_score, "target": score, "interval": interval, "n": len(labels)}
     write_json(out / "verify.json", result)
