@@ -27,7 +27,7 @@ RECORDS: Final = re.findall(r"^\| `([\w.]+)` \| (.+) \|$", PAGE, re.MULTILINE)
 
 def stable_functions() -> Iterator[tuple[str, ast.FunctionDef]]:
     """Each function's module, from the comment above it, and its declaration."""
-    for module, declarations in re.findall(r"^# ([\w.]+)\n((?:def .*\n)+)", STABLE, re.MULTILINE):
+    for module, declarations in re.findall(r"^# ([\w.]+)\n((?:[^#\n].*\n)+)", STABLE, re.MULTILINE):
         for declaration in ast.parse(declarations).body:
             assert isinstance(declaration, ast.FunctionDef)
             yield module, declaration
