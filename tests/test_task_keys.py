@@ -224,7 +224,7 @@ def setting(**changes: Any) -> Callable[[Path], None]:
 
 # Others are for a flatbuffer, for what is asked for, and for the Edge TPU's compiler.
 ALL_STAGES = set(stages.STAGES) - {"adopt", "compile", "compress", "cut", "fix", "reform", "weigh"}
-OF_RANGES = {"samples", "calibrate", "convert", "verify", "place", "package"}
+OF_RANGES = {"samples", "calibrate", "convert", "verify", "package"}
 
 
 @pytest.mark.parametrize(
@@ -232,7 +232,7 @@ OF_RANGES = {"samples", "calibrate", "convert", "verify", "place", "package"}
     [
         (a_byte_of("model/saved_model.pb"), ALL_STAGES),
         (a_byte_of("calibration.npz"), OF_RANGES),
-        (a_byte_of("evaluation.npz"), {"samples", "reference", "verify", "package"}),
+        (a_byte_of("evaluation.npz"), {"samples", "reference", "verify", "place", "package"}),
         (setting(seed=1), ALL_STAGES - {"ingest"}),
         (setting(metric="mse"), {"verify", "package"}),
         (setting(targets=EVERY_TARGET | {"cpu": {"precision": "dynamic"}}), {"convert", "verify", "package"}),
