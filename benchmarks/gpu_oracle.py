@@ -26,8 +26,10 @@ from edgebuild.export.interpreter import Interpreter
 from edgebuild.pipeline import build as building
 from edgebuild.pipeline import config, inspection
 from edgebuild.pipeline.config import Project
-from edgebuild.targets import gpu, gpu_observed, gpu_oracle
-from edgebuild.targets.gpu_oracle import Oracle
+from edgebuild.targets.gpu import observed as gpu_observed
+from edgebuild.targets.gpu import oracle as gpu_oracle
+from edgebuild.targets.gpu import target as gpu
+from edgebuild.targets.gpu.oracle import Oracle
 from edgebuild.targets.placement import Placement
 
 PAGE: Final = Path(__file__).resolve().parents[1] / "docs" / "placement.md"

@@ -34,7 +34,7 @@ from edgebuild.pipeline.check import check
 from edgebuild.pipeline.config import Project
 from edgebuild.pipeline.inspection import inspect
 from edgebuild.pipeline.storage.store import Store
-from edgebuild.targets.edgetpu import compiled_calls
+from edgebuild.targets.edgetpu.target import compiled_calls
 
 PAIRS: Final = ("mobilenet_v1_0.25_128_quant", "keras_lstm_mnist_ptq", "deeplabv3_mnv2_dm05_pascal_quant")
 TARGETS: Final = ("edgetpu", "gpu")

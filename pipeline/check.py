@@ -20,7 +20,9 @@ from edgebuild.export import flatbuffer
 from edgebuild.export.flatbuffer import Flatbuffer, Operator, Tensor
 from edgebuild.pipeline.errors import GATE_EXIT_CODES, OK, ConfigError
 from edgebuild.pipeline.fitting import edits
-from edgebuild.targets import gpu, gpu_observed, gpu_oracle
+from edgebuild.targets.gpu import observed as gpu_observed
+from edgebuild.targets.gpu import oracle as gpu_oracle
+from edgebuild.targets.gpu import target as gpu
 from edgebuild.targets.placement import Placement, Unmapped
 from edgebuild.targets.registry import TARGETS, target
 

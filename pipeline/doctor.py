@@ -19,7 +19,8 @@ from edgebuild.calibration.errors import Failure
 from edgebuild.pipeline.errors import OK
 from edgebuild.pipeline.storage.location import CACHE_VARIABLE, default_root
 from edgebuild.pipeline.storage.shared_store import INSTALL, SharedStore, default_store
-from edgebuild.targets import edgetpu_compiler, gpu_oracle
+from edgebuild.targets.edgetpu import compiler as edgetpu_compiler
+from edgebuild.targets.gpu import oracle as gpu_oracle
 
 Status: TypeAlias = Literal["ok", "missing", "optional"]
 _MISSING_TOOL: Final = 9

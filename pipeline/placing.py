@@ -58,7 +58,9 @@ def place_on_gpu(
         ToolMissingError: it is not on this machine.
     """
     from edgebuild.export.interpreter import Interpreter
-    from edgebuild.targets import gpu, gpu_observed, gpu_oracle
+    from edgebuild.targets.gpu import observed as gpu_observed
+    from edgebuild.targets.gpu import oracle as gpu_oracle
+    from edgebuild.targets.gpu import target as gpu
 
     ranges = Interpreter(whole, keep_all=True).ranges(choose(dict(samples), RANGED))
     if not runtime:

@@ -19,8 +19,11 @@ from edgebuild.pipeline.settings import DataSource, TargetSettings
 from edgebuild.pipeline.source_task import model_options, source_task
 from edgebuild.pipeline.task import Source, Task, key
 from edgebuild.pipeline.user_code import code_sources, source_at
-from edgebuild.targets import edgetpu, edgetpu_compiler, gpu, gpu_oracle
+from edgebuild.targets.edgetpu import compiler as edgetpu_compiler
+from edgebuild.targets.edgetpu import target as edgetpu
 from edgebuild.targets.errors import ToolMissingError
+from edgebuild.targets.gpu import oracle as gpu_oracle
+from edgebuild.targets.gpu import target as gpu
 from edgebuild.targets.registry import TARGETS, target
 
 QUANTIZED: Final = ("int8", "int16x8")

@@ -19,6 +19,12 @@ _STAGE_CODE: Final = (
     "pipeline/compress",
     "pipeline/fitting",
     "pipeline/stages",
+    "pipeline/arrays.py",
+    "pipeline/figures.py",
+    "pipeline/frozen.py",
+    "pipeline/intervals.py",
+    "pipeline/metrics.py",
+    "pipeline/placing.py",
 )
 WorkerKind: TypeAlias = Literal["tensorflow", "light"]
 
@@ -102,7 +108,8 @@ def _plain(parameters: Any) -> dict[str, Any]:
 def code_digest() -> str:
     """The sha256 of edgebuild's own sources that stages run: a stage's version number is easily forgotten."""
     root = Path(__file__).resolve().parents[1]
-    files = [file for folder in _STAGE_CODE for file in sorted((root / folder).rglob("*.py"))]
+    places = [root / name for name in _STAGE_CODE]
+    files = [file for place in places for file in ([place] if place.is_file() else sorted(place.rglob("*.py")))]
     listing = [(file.relative_to(root).as_posix(), file.read_bytes()) for file in files]
     return hashlib.sha256(repr(listing).encode()).hexdigest()
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from edgebuild.targets import cpu, edgetpu, gpu, microcontroller
+from edgebuild.targets.cpu import target as cpu
+from edgebuild.targets.edgetpu import target as edgetpu
 from edgebuild.targets.errors import UnknownTargetError
+from edgebuild.targets.gpu import target as gpu
+from edgebuild.targets.microcontroller import target as microcontroller
 
 if TYPE_CHECKING:
     from edgebuild.targets.target import Target

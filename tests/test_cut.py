@@ -24,7 +24,8 @@ from edgebuild.pipeline.build import BuildResult, build
 from edgebuild.pipeline.errors import ConfigError
 from edgebuild.pipeline.fitting import cutting as fitting
 from edgebuild.pipeline.storage.store import Store
-from edgebuild.targets import edgetpu, gpu
+from edgebuild.targets.edgetpu import target as edgetpu
+from edgebuild.targets.gpu import target as gpu
 from edgebuild.targets.placement import Finding
 
 DEEPLAB = "coral/deeplabv3_mnv2_dm05_pascal_quant.tflite"

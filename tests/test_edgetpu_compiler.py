@@ -24,9 +24,14 @@ from edgebuild.export.errors import ModelError
 from edgebuild.export.flatbuffer import read_file
 from edgebuild.pipeline import config, doctor
 from edgebuild.pipeline.errors import ConfigError
-from edgebuild.targets import edgetpu, edgetpu_compiled, edgetpu_compiler, edgetpu_log, edgetpu_memory, leash
-from edgebuild.targets.edgetpu_findings import findings
-from edgebuild.targets.edgetpu_log import ModelLog, StatusCount
+from edgebuild.targets import leash
+from edgebuild.targets.edgetpu import compiled as edgetpu_compiled
+from edgebuild.targets.edgetpu import compiler as edgetpu_compiler
+from edgebuild.targets.edgetpu import log as edgetpu_log
+from edgebuild.targets.edgetpu import memory as edgetpu_memory
+from edgebuild.targets.edgetpu import target as edgetpu
+from edgebuild.targets.edgetpu.findings import findings
+from edgebuild.targets.edgetpu.log import ModelLog, StatusCount
 from edgebuild.targets.errors import ToolMissingError
 from edgebuild.targets.evidence import Figure
 from edgebuild.targets.target import Compiled

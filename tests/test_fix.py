@@ -35,7 +35,8 @@ from edgebuild.pipeline.ingest import float_model
 from edgebuild.pipeline.ingest.source import plain
 from edgebuild.pipeline.plan import Plan
 from edgebuild.pipeline.storage.store import Store
-from edgebuild.targets import edgetpu, gpu
+from edgebuild.targets.edgetpu import target as edgetpu
+from edgebuild.targets.gpu import target as gpu
 from edgebuild.targets.placement import Placement
 from edgebuild.targets.rules import Node
 

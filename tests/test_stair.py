@@ -11,20 +11,22 @@ from pathlib import Path
 
 import pytest
 
+from edgebuild.pipeline import task
+
 ROOT = Path(__file__).resolve().parents[1]
 STAIR = ["calibration", "export", "targets", "device_tests", "pipeline"]
 DOORS = {  # The files that may import a package that crashes, leaks or changes its face.
-    "tflite_runtime": {"export/interpreter.py", "device_tests/runner.py", "targets/gpu_probe.py"},
+    "tflite_runtime": {"export/interpreter.py", "device_tests/runner.py", "targets/gpu/probe.py"},
     "ai_edge_litert": {
         "export/flatbuffer.py",
         "export/object_tree.py",
         "export/surgery.py",
         "device_tests/runner.py",
-        "targets/gpu_probe.py",
+        "targets/gpu/probe.py",
     },
     "distributed": {"pipeline/execution/cluster.py", "pipeline/execution/cluster_worker.py"},
     "fsspec": {"pipeline/storage/shared_store.py"},
-    "tflite_micro": {"targets/tflm_arena.py", "targets/tflm_vectors.py"},
+    "tflite_micro": {"targets/microcontroller/arena.py", "targets/microcontroller/vectors.py"},
     "tensorflow_model_optimization": {"pipeline/compress/tfmot.py"},
     "onnx2tf": {"pipeline/ingest/onnx/to_tf.py"},
     "onnxruntime": {"pipeline/ingest/onnx/runtime.py"},
@@ -106,6 +108,12 @@ def test_a_room_knows_only_what_it_stands_on(room: str) -> None:
     for path in files:
         found = {name.split(".")[2] for name in members(path) if name.startswith("edgebuild.pipeline.")}
         assert found <= ROOMS[room] | {room}, path
+
+
+def test_what_stages_stand_on_is_in_the_digest_of_their_code() -> None:
+    listed = {name.removeprefix("pipeline/").removesuffix(".py") for name in task._STAGE_CODE}
+    assert ROOMS["stages"] - {"task"} <= listed
+    assert all((ROOT / name).exists() for name in task._STAGE_CODE)
 
 
 @pytest.mark.parametrize("folder", STAIR)

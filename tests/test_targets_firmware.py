@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 from edgebuild.export.flatbuffer import Flatbuffer, Operator, Quantization, Subgraph, Tensor, read
-from edgebuild.targets import firmware, tflm, tflm_operators
 from edgebuild.targets.errors import PlacementError
 from edgebuild.targets.evidence import Figure, unavailable
+from edgebuild.targets.microcontroller import firmware, tflm
+from edgebuild.targets.microcontroller import operators as tflm_operators
 from edgebuild.targets.registry import target
 from edgebuild.targets.target import Artifact
 

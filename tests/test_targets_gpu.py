@@ -27,10 +27,15 @@ from edgebuild.export.interpreter import Interpreter
 from edgebuild.pipeline import config, doctor
 from edgebuild.pipeline.check import check
 from edgebuild.pipeline.errors import ConfigError
-from edgebuild.targets import gpu, gpu_half, gpu_log, gpu_observed, gpu_oracle, gpu_probe
 from edgebuild.targets.errors import PlacementError, ToolMissingError
-from edgebuild.targets.gpu_log import Refused
-from edgebuild.targets.gpu_oracle import Answer, Oracle
+from edgebuild.targets.gpu import half as gpu_half
+from edgebuild.targets.gpu import log as gpu_log
+from edgebuild.targets.gpu import observed as gpu_observed
+from edgebuild.targets.gpu import oracle as gpu_oracle
+from edgebuild.targets.gpu import probe as gpu_probe
+from edgebuild.targets.gpu import target as gpu
+from edgebuild.targets.gpu.log import Refused
+from edgebuild.targets.gpu.oracle import Answer, Oracle
 
 SOFTWARE = (
     "I0000 00:00:1 1 environment.cc:532] Selected adapter: SwiftShader Device (Subzero), arch=swiftshader, "

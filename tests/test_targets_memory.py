@@ -12,9 +12,11 @@ import pytest
 
 from edgebuild.export.errors import ModelError
 from edgebuild.export.flatbuffer import read
-from edgebuild.targets import microcontroller, tflm, tflm_arena
 from edgebuild.targets.errors import PlacementError
 from edgebuild.targets.evidence import Figure, unavailable
+from edgebuild.targets.microcontroller import arena as tflm_arena
+from edgebuild.targets.microcontroller import target as microcontroller
+from edgebuild.targets.microcontroller import tflm
 from edgebuild.targets.registry import target
 from edgebuild.targets.target import Artifact
 
@@ -117,7 +119,7 @@ def test_bisection_finds_the_smallest_multiple_of_sixteen(needed: int) -> None:
 def test_arena_in_which_tflm_refuses_or_crashes_does_not_fit() -> None:
     program = """
 import os
-from edgebuild.targets import tflm_arena
+from edgebuild.targets.microcontroller import arena as tflm_arena
 tflm_arena.runs = lambda model, size: os.abort() if size < 100 else size >= 200
 print([tflm_arena.fits(b"", size) for size in (50, 150, 250)])
 """

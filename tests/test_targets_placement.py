@@ -11,7 +11,10 @@ import numpy as np
 import pytest
 
 from edgebuild.export.flatbuffer import Flatbuffer, Operator, Quantization, Subgraph, Tensor, read
-from edgebuild.targets import cpu, edgetpu_rules, gpu_rules, tflm_rules
+from edgebuild.targets.cpu import target as cpu
+from edgebuild.targets.edgetpu import rules as edgetpu_rules
+from edgebuild.targets.gpu import rules as gpu_rules
+from edgebuild.targets.microcontroller import rules as tflm_rules
 from edgebuild.targets.partition import groups, stranded
 from edgebuild.targets.placement import to_json
 from edgebuild.targets.registry import TARGETS, target

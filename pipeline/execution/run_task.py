@@ -170,7 +170,7 @@ def _require_running(file: Path) -> None:
     """What a target's own compiler made runs there alone; it is read, and no more."""
     from edgebuild.export import flatbuffer
     from edgebuild.export.interpreter import require_running
-    from edgebuild.targets.edgetpu import compiled_calls
+    from edgebuild.targets.edgetpu.target import compiled_calls
 
     if not (file.stem.endswith("_edgetpu") and compiled_calls(flatbuffer.read_file(file))):
         require_running(file.read_bytes())

@@ -16,7 +16,8 @@ from edgebuild.export.cut import Part, Parts
 from edgebuild.export.errors import ModelError
 from edgebuild.export.interpreter import Interpreter
 from edgebuild.pipeline.fitting.records import AFTER, BEFORE, MODEL, Cut, Link, PartFile, whole
-from edgebuild.targets import edgetpu, edgetpu_limits
+from edgebuild.targets.edgetpu import limits as edgetpu_limits
+from edgebuild.targets.edgetpu import target as edgetpu
 from edgebuild.targets.partition import stranded
 
 if TYPE_CHECKING:

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 
 from edgebuild.pipeline.fitting import functions, reforms, shapes, sums
 from edgebuild.pipeline.fitting.records import Taken
-from edgebuild.targets import edgetpu_rules, gpu_rules
+from edgebuild.targets.edgetpu import rules as edgetpu_rules
+from edgebuild.targets.gpu import rules as gpu_rules
 
 if TYPE_CHECKING:
     from edgebuild.pipeline.fitting.calls import Calls, Replacement

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from edgebuild.pipeline.fitting.calls import Calls, Replacement, kind, sizes
-from edgebuild.targets.edgetpu_rules import MEAN_DEPTH_STEP
+from edgebuild.targets.edgetpu.rules import MEAN_DEPTH_STEP
 
 if TYPE_CHECKING:
     from edgebuild.pipeline.fitting.forms import Forms

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 def compile_edgetpu(parameters: CompileParameters, inputs: Mapping[str, Path], out: Path) -> None:
     """`artifact`, source files `with/<name>` -> `files/`, as edgetpu_compiler makes them, and `compiled.json`."""
-    from edgebuild.targets import edgetpu_compiled, edgetpu_compiler
+    from edgebuild.targets.edgetpu import compiled as edgetpu_compiled
+    from edgebuild.targets.edgetpu import compiler as edgetpu_compiler
 
     compiler = edgetpu_compiler.require(parameters.compiler, parameters.digest)
     beside = {name: inputs[f"with/{name}"].read_bytes() for name in parameters.beside}

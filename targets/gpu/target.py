@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from edgebuild.targets import cpu, gpu_half
+from edgebuild.targets.cpu import target as cpu
 from edgebuild.targets.evidence import unavailable
-from edgebuild.targets.gpu_rules import FOLDED, TABLE
+from edgebuild.targets.gpu import half as gpu_half
+from edgebuild.targets.gpu.rules import FOLDED, TABLE
 from edgebuild.targets.partition import groups
 from edgebuild.targets.placement import Placement, Unmapped, predicted, to_json
 from edgebuild.targets.rules import Refusal, unmapped
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
     from edgebuild.export.flatbuffer import Flatbuffer, Subgraph
     from edgebuild.export.formats import IoType, Precision
-    from edgebuild.targets.gpu_half import Ranges
+    from edgebuild.targets.gpu.half import Ranges
     from edgebuild.targets.target import Artifact
 
 NAME: str = "gpu"

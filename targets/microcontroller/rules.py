@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
+from edgebuild.targets.microcontroller.operators import BUILTIN_METHOD, CUSTOM_METHOD, SOURCE
 from edgebuild.targets.rules import Node, Refusal, Rule, Rules, Table, require
-from edgebuild.targets.tflm_operators import BUILTIN_METHOD, CUSTOM_METHOD, SOURCE
 
 # What TFLM 0.dev20261023182759 answered when it was given such models.
 WEIGHTED: Final = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV")

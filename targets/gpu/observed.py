@@ -15,8 +15,11 @@ import numpy as np
 from edgebuild.export import agreement, recognise
 from edgebuild.export.errors import ModelError
 from edgebuild.export.interpreter import decode
-from edgebuild.targets import cpu, gpu, gpu_half, gpu_oracle
+from edgebuild.targets.cpu import target as cpu
 from edgebuild.targets.errors import PlacementError
+from edgebuild.targets.gpu import half as gpu_half
+from edgebuild.targets.gpu import oracle as gpu_oracle
+from edgebuild.targets.gpu import target as gpu
 from edgebuild.targets.placement import Finding, Placement, predicted
 from edgebuild.targets.rules import Refusal, unmapped
 
@@ -27,9 +30,9 @@ if TYPE_CHECKING:
 
     from edgebuild.export.agreement import Agreement
     from edgebuild.export.flatbuffer import Flatbuffer, Operator
-    from edgebuild.targets.gpu_half import Ranges
-    from edgebuild.targets.gpu_log import Refused
-    from edgebuild.targets.gpu_oracle import Answer, Oracle
+    from edgebuild.targets.gpu.half import Ranges
+    from edgebuild.targets.gpu.log import Refused
+    from edgebuild.targets.gpu.oracle import Answer, Oracle
     from edgebuild.targets.placement import Unmapped
 
     Vectors: TypeAlias = Sequence[tuple[Mapping[str, NDArray[Any]], Mapping[str, NDArray[Any]]]]

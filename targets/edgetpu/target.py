@@ -1,6 +1,6 @@
 """Coral Edge TPU: full-integer models, one leading subgraph, the rest on the CPU.
 
-What `edgetpu_compiler` makes of a model stands in `edgetpu_compiled.py`; here is what is known without it.
+What `edgetpu_compiler` makes of a model stands in `compiled.py`; here is what is known without it.
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from edgebuild.targets import cpu, edgetpu_memory
-from edgebuild.targets.edgetpu_findings import findings
-from edgebuild.targets.edgetpu_limits import unreadable
-from edgebuild.targets.edgetpu_rules import COMPILED, TABLE
+from edgebuild.targets.cpu import target as cpu
+from edgebuild.targets.edgetpu import memory as edgetpu_memory
+from edgebuild.targets.edgetpu.findings import findings
+from edgebuild.targets.edgetpu.limits import unreadable
+from edgebuild.targets.edgetpu.rules import COMPILED, TABLE
 from edgebuild.targets.partition import leading, stranded
 from edgebuild.targets.placement import Placement, Unmapped, predicted, to_json
 from edgebuild.targets.rules import Refusal, unmapped

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
-from edgebuild.targets.gpu_rules import FOLDED
+from edgebuild.targets.gpu.rules import FOLDED
 from edgebuild.targets.placement import Finding
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection
 
     from edgebuild.export.flatbuffer import Flatbuffer
-    from edgebuild.targets.edgetpu_log import ModelLog
+    from edgebuild.targets.edgetpu.log import ModelLog
     from edgebuild.targets.evidence import Evidence
 
 # ref: https://coral.ai/docs/edgetpu/compiler, on caching of parameters: "roughly 8 MB" of SRAM.

@@ -3,8 +3,8 @@
 Runs in that runtime's own Python, which has numpy and the runtime and nothing of ours, so this file imports nothing of
 ours::
 
-    python gpu_probe.py litert FOLDER
-    python gpu_probe.py delegate FOLDER LIBRARY
+    python probe.py litert FOLDER
+    python probe.py delegate FOLDER LIBRARY
 
 `FOLDER` holds `model.tflite` (without it `litert` makes a model of one operator, to see which adapter it gets), and
 `inputs.npz` where the model is to be run: arrays named `<sample>/<input>`, in the model's own types. It leaves

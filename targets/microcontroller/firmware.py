@@ -10,7 +10,7 @@ import math
 from typing import TYPE_CHECKING, Any, Final
 
 from edgebuild.targets.errors import PlacementError
-from edgebuild.targets.tflm_operators import BUILTIN_METHOD, CUSTOM_METHOD
+from edgebuild.targets.microcontroller.operators import BUILTIN_METHOD, CUSTOM_METHOD
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

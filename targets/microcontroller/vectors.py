@@ -1,4 +1,4 @@
-"""A child process that runs a model in TFLM on the host: `python -m edgebuild.targets.tflm_vectors FOLDER`.
+"""A child process that runs a model in TFLM on the host: `python -m edgebuild.targets.microcontroller.vectors FOLDER`.
 
 The folder holds `model.tflite` and `inputs.npz` with arrays `{vector}_{input}`; `outputs.npz` is written beside them,
 with arrays `{vector}_{output}`.
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgebuild.targets.tflm_arena import CANNOT_RUN, CEILING_BYTES
+from edgebuild.targets.microcontroller.arena import CANNOT_RUN, CEILING_BYTES
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from edgebuild.export.errors import ModelError
-from edgebuild.targets import gpu_log, leash
+from edgebuild.targets import leash
 from edgebuild.targets.errors import ToolMissingError
+from edgebuild.targets.gpu import log as gpu_log
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from edgebuild.targets.evidence import Evidence
-    from edgebuild.targets.gpu_log import Log, Refused
+    from edgebuild.targets.gpu.log import Log, Refused
 
 LITERT: Final = "EDGEBUILD_LITERT"
 DELEGATE: Final = "EDGEBUILD_GPU_DELEGATE"
@@ -37,7 +38,7 @@ VERSION: Final = "2.3.0"  # Of ai-edge-litert: the first whose accelerator and l
 TIMEOUT_S: Final = 300
 _IDENTIFY_TIMEOUT_S: Final = 60
 _MEMORY_BYTES: Final = 24 * 2**30
-_PROBE: Final = Path(__file__).with_name("gpu_probe.py")
+_PROBE: Final = Path(__file__).with_name("probe.py")
 # What decides, beside the machine, which adapter Vulkan gives. ref: LoaderDriverInterface.md of Khronos' Vulkan-Loader
 _VULKAN: Final = ("VK_ICD_FILENAMES", "VK_DRIVER_FILES", "VK_ADD_DRIVER_FILES", "LD_LIBRARY_PATH")
 _NO_LOADER: Final = "Couldn't load Vulkan"

@@ -19,13 +19,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from edgebuild.export.errors import ModelError
-from edgebuild.targets import edgetpu_log, leash
+from edgebuild.targets import leash
+from edgebuild.targets.edgetpu import log as edgetpu_log
 from edgebuild.targets.errors import ToolMissingError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from edgebuild.targets.edgetpu_log import Log
+    from edgebuild.targets.edgetpu.log import Log
 
 VARIABLE: Final = "EDGETPU_COMPILER"
 NAME: Final = "edgetpu_compiler"

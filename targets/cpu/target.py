@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from edgebuild.targets.cpu.operators import CUSTOM, NEWEST_VERSION, SOURCE
 from edgebuild.targets.evidence import unavailable
 from edgebuild.targets.placement import Placement, predicted
 from edgebuild.targets.rules import Node, Refusal, Table, require
 from edgebuild.targets.target import Memory
-from edgebuild.targets.tflite_runtime_operators import CUSTOM, NEWEST_VERSION, SOURCE
 
 if TYPE_CHECKING:
     from collections.abc import Collection

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Final
 
 from edgebuild.targets.errors import PlacementError
 from edgebuild.targets.evidence import Figure
+from edgebuild.targets.microcontroller.rules import TABLE
 from edgebuild.targets.placement import Placement, predicted
 from edgebuild.targets.target import Memory
-from edgebuild.targets.tflm_rules import TABLE
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -42,7 +42,7 @@ def place(model: Flatbuffer) -> Placement:
 
 def memory(artifact: Artifact) -> Memory:
     """The arena to give the model, margin included, and its flash with an allowance for TFLM's code."""
-    from edgebuild.targets import tflm
+    from edgebuild.targets.microcontroller import tflm
 
     return Memory(arena_bytes=with_margin(tflm.arena(artifact.data)), flash_bytes=_flash(artifact))
 
@@ -73,7 +73,7 @@ def package(artifact: Artifact, out: Path) -> None:
     Raises:
         PlacementError: TFLM can't run the model, or C++ has no such element type.
     """
-    from edgebuild.targets import firmware, tflm
+    from edgebuild.targets.microcontroller import firmware, tflm
 
     arena = tflm.arena(artifact.data)
     _require_runnable(artifact, arena)
@@ -92,7 +92,7 @@ def package(artifact: Artifact, out: Path) -> None:
 
 def _require_runnable(artifact: Artifact, arena: Figure) -> None:
     """Nothing takes over what TFLM lacks, so a model it refuses never becomes firmware."""
-    from edgebuild.targets import tflm
+    from edgebuild.targets.microcontroller import tflm
 
     refused = place(artifact.flatbuffer).unmapped
     if refused:

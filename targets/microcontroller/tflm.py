@@ -42,7 +42,7 @@ def arena(model: bytes) -> Figure:
 # The memory gate and the firmware files ask for the same model within one build.
 @lru_cache(maxsize=4)
 def _measured_arena(model: bytes) -> Figure:
-    answer, why = _child("edgebuild.targets.tflm_arena", model=model)
+    answer, why = _child("edgebuild.targets.microcontroller.arena", model=model)
     if why:
         return unavailable(why)
     return Figure(value=int(json.loads(answer)["arena_bytes"]), evidence="simulated", note=HOST_NOTE)
@@ -60,7 +60,7 @@ def golden(artifact: Artifact) -> tuple[Vectors, str]:
         return artifact.vectors, _origin("tflite-micro is not installed")
     with tempfile.TemporaryDirectory() as folder:
         _write_inputs(artifact, Path(folder))
-        _, why = _child("edgebuild.targets.tflm_vectors", folder)
+        _, why = _child("edgebuild.targets.microcontroller.vectors", folder)
         if why:
             return artifact.vectors, _origin(why)
         return _read_outputs(artifact, Path(folder)), "TFLite Micro on the host"

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Final
 
 from edgebuild.export import flatbuffer
 from edgebuild.export.errors import ModelError
-from edgebuild.targets import cpu, edgetpu_memory
-from edgebuild.targets.edgetpu_compiler import NAME, compile_models
-from edgebuild.targets.edgetpu_findings import findings
-from edgebuild.targets.edgetpu_log import CUSTOM, MAPPED
-from edgebuild.targets.edgetpu_rules import COMPILED, TABLE
+from edgebuild.targets.cpu import target as cpu
+from edgebuild.targets.edgetpu import memory as edgetpu_memory
+from edgebuild.targets.edgetpu.compiler import NAME, compile_models
+from edgebuild.targets.edgetpu.findings import findings
+from edgebuild.targets.edgetpu.log import CUSTOM, MAPPED
+from edgebuild.targets.edgetpu.rules import COMPILED, TABLE
 from edgebuild.targets.placement import Finding, predicted
 from edgebuild.targets.rules import Node, Refusal, unmapped
 from edgebuild.targets.target import Compiled
@@ -26,8 +27,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from edgebuild.export.flatbuffer import Flatbuffer, Operator
-    from edgebuild.targets.edgetpu_compiler import Compiler
-    from edgebuild.targets.edgetpu_log import Log, ModelLog, StatusCount
+    from edgebuild.targets.edgetpu.compiler import Compiler
+    from edgebuild.targets.edgetpu.log import Log, ModelLog, StatusCount
     from edgebuild.targets.placement import Placement
 
 MODEL: Final = "model"

@@ -1,0 +1,1 @@
+"""Any board's CPU with tflite-runtime."""

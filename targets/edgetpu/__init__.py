@@ -1,0 +1,1 @@
+"""Coral's Edge TPU: rules, memory, and its compiler where that is here."""
