@@ -39,7 +39,7 @@ types: $(READY)
 $(READY): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "edgebuild needs Python 3.10.12 up to 3.11 (tflite-runtime has no later wheel); set PYTHON="; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,mcu,distributed]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,mcu,ethosu,distributed]'
 	$(BIN)/python -m compileall -q $(PACKAGES)
 	mkdir -p $(VENV)/types && ln -sfn ../.. $(VENV)/types/edgebuild
 	@touch $@

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +29,30 @@ class Agreement:
     relative_rmse: float
     top1: float | None
     n: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Difference:
+    """How far two runtimes of one model lie apart, over `n` samples, in the outputs' own types.
+
+    max_steps: the largest difference of two values: in steps of the scale for integers, in their unit for others.
+    differing: the share of all values that differ at all.
+    """
+
+    max_steps: float
+    differing: float
+    n: int
+
+
+def difference(ours: Sequence[Mapping[str, NDArray[Any]]], theirs: Sequence[Mapping[str, NDArray[Any]]]) -> Difference:
+    """Hold what two runtimes gave for the same samples against each other, by output name."""
+    apart = [
+        np.abs(mine[name].astype(np.float64) - other[name].astype(np.float64))
+        for mine, other in zip(ours, theirs, strict=True)
+        for name in mine
+    ]
+    values = np.concatenate([array.ravel() for array in apart]) if apart else np.zeros(1)
+    return Difference(max_steps=float(values.max()), differing=float((values != 0).mean()), n=len(ours))
 
 
 def compare(reference: Mapping[str, NDArray[Any]], candidate: Mapping[str, NDArray[Any]]) -> Agreement:

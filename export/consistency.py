@@ -102,7 +102,7 @@ def _order(graph: Subgraph, _: int) -> Iterator[str]:
     maker: dict[int, Operator] = {}
     for operator in graph.operators:
         own = f"operator {operator.index} ({operator.kind})"
-        unmade = (i for i in operator.inputs if i >= 0 and i not in given and i not in maker)
+        unmade = (i for i in operator.inputs if i >= 0 and i not in given and i not in maker and not _is_npus(operator))
         yield from (f"{own} reads {_unmade(graph, i)}" for i in unmade)
         for i in (i for i in operator.outputs if i >= 0):
             tensor = graph.tensors[i]
@@ -112,6 +112,11 @@ def _order(graph: Subgraph, _: int) -> Iterator[str]:
                 yield f"{own} makes {named(tensor)}, which is {'a constant' if tensor.is_constant else 'an input'}"
             maker[i] = operator
     yield from (f"its output is {_unmade(graph, i)}" for i in graph.outputs if i not in given and i not in maker)
+
+
+def _is_npus(operator: Operator) -> bool:
+    """A program for Arm's NPU, which Vela gives memory of its own to write in as an input."""
+    return operator.is_custom and operator.kind == "ethos-u"
 
 
 def _is_given(tensor: Tensor) -> bool:

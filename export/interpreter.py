@@ -5,7 +5,7 @@ The runtime is native code that can crash on a broken model, so callers run this
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -39,7 +39,7 @@ class Interpreter:
         Raises:
             ModelError: an input does not fit, or an operator fails.
         """
-        self._require_inputs(inputs)
+        _require_inputs(self.flatbuffer, inputs)
         try:
             for name, tensor in self.flatbuffer.inputs.items():
                 self._runtime.set_tensor(tensor.index, inputs[name])
@@ -56,14 +56,7 @@ class Interpreter:
         Raises:
             ModelError: an input does not fit, or an operator fails.
         """
-        self._require_inputs(samples)
-        results = [self.run(inputs) for inputs in self.encoded(samples)]
-        batched = all(samples[name].ndim == len(t.shape) for name, t in self.flatbuffer.inputs.items())
-        join = np.concatenate if batched else np.stack
-        return {
-            name: decode(join([result[name] for result in results]), tensor)
-            for name, tensor in self.flatbuffer.outputs.items()
-        }
+        return decoded(self.flatbuffer, samples, [self.run(inputs) for inputs in encoded(self.flatbuffer, samples)])
 
     def ranges(self, samples: Mapping[str, NDArray[Any]]) -> dict[str, tuple[float, float]]:
         """The least and the largest value of every floating-point activation over all samples, by tensor name.
@@ -78,8 +71,7 @@ class Interpreter:
         given = {*main.inputs, *(i for operator in main.operators for i in operator.outputs)}
         floats = [main.tensors[i] for i in sorted(given) if i >= 0 and main.tensors[i].dtype == "float32"]
         found: dict[str, tuple[float, float]] = {}
-        self._require_inputs(samples)
-        for inputs in self.encoded(samples):
+        for inputs in encoded(self.flatbuffer, samples):
             self.run(inputs)
             for tensor, values in self._kept(floats):
                 low, high = _extremes(values)
@@ -95,19 +87,35 @@ class Interpreter:
                 continue
             yield tensor, values
 
-    def encoded(self, samples: Mapping[str, NDArray[Any]]) -> Iterator[dict[str, NDArray[Any]]]:
-        """Each sample as `run` takes it: in the model's type, under a batch axis if the model has one."""
-        native = {name: encode(samples[name], tensor) for name, tensor in self.flatbuffer.inputs.items()}
-        whole = {name for name, tensor in self.flatbuffer.inputs.items() if samples[name].ndim > len(tensor.shape)}
-        for row in range(len(next(iter(samples.values())))):
-            yield {name: array[row] if name in whole else array[row : row + 1] for name, array in native.items()}
 
-    def _require_inputs(self, given: Mapping[str, NDArray[Any]]) -> None:
-        missing = [name for name in self.flatbuffer.inputs if name not in given]
-        if missing:
-            raise ModelError(
-                f"the model's input {', '.join(missing)} is not given", cause=f"given are {', '.join(given) or 'none'}"
-            )
+def encoded(model: Flatbuffer, samples: Mapping[str, NDArray[Any]]) -> Iterator[dict[str, NDArray[Any]]]:
+    """Each sample as a runtime takes it: in the model's own types, under a batch axis if the model has one.
+
+    Raises:
+        ModelError: an input is missing.
+    """
+    _require_inputs(model, samples)
+    native = {name: encode(samples[name], tensor) for name, tensor in model.inputs.items()}
+    whole = {name for name, tensor in model.inputs.items() if samples[name].ndim > len(tensor.shape)}
+    for row in range(len(next(iter(samples.values())))):
+        yield {name: array[row] if name in whole else array[row : row + 1] for name, array in native.items()}
+
+
+def decoded(
+    model: Flatbuffer, samples: Mapping[str, NDArray[Any]], results: Sequence[Mapping[str, NDArray[Any]]]
+) -> dict[str, NDArray[np.float32]]:
+    """What a runtime gave for each of the samples, joined and in real values: `float32 [N, ...]` by output name."""
+    batched = all(samples[name].ndim == len(t.shape) for name, t in model.inputs.items())
+    join = np.concatenate if batched else np.stack
+    return {name: decode(join([result[name] for result in results]), tensor) for name, tensor in model.outputs.items()}
+
+
+def _require_inputs(model: Flatbuffer, given: Mapping[str, NDArray[Any]]) -> None:
+    missing = [name for name in model.inputs if name not in given]
+    if missing:
+        raise ModelError(
+            f"the model's input {', '.join(missing)} is not given", cause=f"given are {', '.join(given) or 'none'}"
+        )
 
 
 def require_running(data: bytes) -> None:

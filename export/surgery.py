@@ -35,7 +35,8 @@ def extract(data: bytes, operators: Collection[int], inputs: Mapping[str, int], 
         model.subgraphs = [main]
     model.signatureDefs = [_signature(schema, model, inputs, outputs, places)]
     model.metadata = [entry for entry in model.metadata or [] if entry.name == _RUNTIME_METADATA]
-    _drop_unused(model)
+    drop_unused_buffers(model)
+    drop_unused_codes(model)
     return pack(model, len(data))
 
 
@@ -77,6 +78,10 @@ class Surgeon:
         """Let an operator read another tensor, or one more."""
         inputs = [int(i) for i in self._main.operators[operator].inputs]
         self._main.operators[operator].inputs = [*inputs[:place], tensor, *inputs[place + 1 :]]
+
+    def drop_quantization(self, tensor: int) -> None:
+        """Let a tensor's values be mere numbers."""
+        self._main.tensors[tensor].quantization = None
 
     def split_activation(self, operator: int, kind: str, version: int) -> None:
         """Make the activation that is fused into an operator one of its own, behind it."""
@@ -163,15 +168,19 @@ def _entries(schema: Any, ends: Mapping[str, int], places: Mapping[int, int]) ->
         yield entry
 
 
-def _drop_unused(model: Any) -> None:
-    """Buffers and operator codes; the first buffer is empty by the schema, and stays."""
+def drop_unused_buffers(model: Any) -> None:
+    """Buffers that no tensor and no entry of the metadata has; the first is empty by the schema, and stays."""
     holders = [*(tensor for graph in model.subgraphs for tensor in graph.tensors), *model.metadata]
     buffers = {old: new for new, old in enumerate(sorted({0, *(holder.buffer for holder in holders)}))}
     model.buffers = [model.buffers[i] for i in buffers]
     for holder in holders:
         holder.buffer = buffers[holder.buffer]
     model.metadataBuffer = None
-    operators = [operator for graph in model.subgraphs for operator in graph.operators or []]
+
+
+def drop_unused_codes(model: Any) -> None:
+    """Operator codes that no operator has."""
+    operators = [operator for graph in model.subgraphs for operator in graph.operators]
     codes = {old: new for new, old in enumerate(sorted({operator.opcodeIndex for operator in operators}))}
     model.operatorCodes = [model.operatorCodes[i] for i in codes]
     for operator in operators:

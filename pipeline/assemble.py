@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from edgebuild.calibration.errors import Failure
 from edgebuild.device_tests.latency import Latency
@@ -14,12 +14,13 @@ from edgebuild.export import flatbuffer
 from edgebuild.export.agreement import Agreement
 from edgebuild.export.formats import Precision
 from edgebuild.export.weights import Weights
-from edgebuild.pipeline import gates, ledger, placing
+from edgebuild.pipeline import baseline, firmware_report, gates, ledger, placing
 from edgebuild.pipeline.compress.learned import Learned
 from edgebuild.pipeline.compress.scan import Search
 from edgebuild.pipeline.config import Project
 from edgebuild.pipeline.errors import OK, exit_code
 from edgebuild.pipeline.execution.engine import Outcome
+from edgebuild.pipeline.firmware_report import FirmwareReport
 from edgebuild.pipeline.fitting.records import FIX, MODEL, Cut, Fix, Share, Taken, shipped
 from edgebuild.pipeline.ingest import float_model
 from edgebuild.pipeline.intervals import NOT_ASKED
@@ -42,16 +43,22 @@ from edgebuild.pipeline.report import (
     StepReport,
     TargetReport,
 )
-from edgebuild.pipeline.settings import Metric, TargetSettings
+from edgebuild.pipeline.settings import Metric
 from edgebuild.pipeline.storage.digests import digest_file
+from edgebuild.pipeline.target_settings import TargetSettings
 from edgebuild.pipeline.task import tool_version
 from edgebuild.targets.evidence import Evidence, Figure
+from edgebuild.targets.microcontroller import tflm
 from edgebuild.targets.placement import Placement
 from edgebuild.targets.placement import from_plain as placement_from_plain
 from edgebuild.targets.registry import TARGETS
-from edgebuild.targets.target import memory_from_plain
+from edgebuild.targets.target import RuntimeName, memory_from_plain
 
 Latencies: TypeAlias = Mapping[str, Latency | NoLatency]
+_STANDS_IN: Final[Mapping[RuntimeName, str]] = {
+    "tflite-runtime": "tflite-runtime's CPU kernels stand in for the target",
+    "tflite-micro": "TFLite Micro's reference kernels, run on this machine",
+}
 _FIGURES = ("size_bytes", "gzip_bytes", "operators", "parameters", "sparsity", "unique_weights")
 
 
@@ -81,14 +88,12 @@ def _compression(plan: Plan, outcome: Outcome, targets: Mapping[str, TargetRepor
     steps = tuple(_step(title, _read(folder / "step.json")) for title, folder in done)
     ledgers = {name: target.ledger for name, target in targets.items()}
     precisions = {name: target.precision for name, target in targets.items()}
+    bought = zip(ledger.findings(ledgers), plan.steps, strict=False)  # No finding, where no target was built.
     files = {name: entries[-1].weights for name, entries in ledgers.items() if isinstance(entries[-1], Entry)}
     return CompressionReport(
         steps=steps,
         findings=tuple(
-            ledger.explained(found, plan.tasks[key].parameters.technique, precisions)
-            for found, key in zip(
-                ledger.findings(ledgers), plan.steps, strict=False
-            )  # None, where no target was built.
+            ledger.explained(found, plan.tasks[key].parameters.technique, precisions) for found, key in bought
         ),
         lost=ledger.lost(steps[-1].kernels if steps else (), files),
     )
@@ -119,7 +124,7 @@ def failure_report(failure: Failure) -> FailureReport:
 
 
 def _failure(outcome: Outcome, export: Export) -> FailureReport | None:
-    for key in (export.artifact, export.verified, export.packaged):
+    for key in (export.artifact, export.verified, export.packaged, export.emulated):
         if key in outcome.failures:
             return failure_report(outcome.failures[key])
     return None
@@ -167,10 +172,14 @@ def _target(
     figures = {figure: Figure(**raw[figure]) for figure in _FIGURES}
     evidence: Evidence = "measured" if TARGETS[name].HOST_RUNS else "simulated"
     agreement = _agreement(verified["agreement"], plan.evaluated_on, evidence)
-    metric = _metric(project.config.metric, verified["metric"], evidence, export.precision)
+    metric = _metric(project.config.metric, verified, name, export.precision)
     cut = _cut(raw.get("cut"))
     placement = _without_joints(placement_from_plain(raw["placement"]), cut)
+    firmware = _firmware(name, raw, verified, export, outcome)
     memory = memory_from_plain(raw["memory"])
+    if firmware is not None:
+        flashed_bytes = raw.get("compiled_bytes", raw["size_bytes"]["value"])
+        memory = firmware_report.refined(memory, firmware, flashed_bytes)
     latency = latencies[export.packaged]
     run = _gpu_run(raw.get("gpu_run"))
     judged = gates.judge(
@@ -183,6 +192,8 @@ def _target(
         placement=placement,
         memory=memory,
         latency=latency,
+        firmware=firmware,
+        baseline=baseline.instructions(project, name),
     )
     fix = _fix(name, export.versions[-1], outcome, cut, packaged / "files")
     return TargetReport(
@@ -212,7 +223,17 @@ def _target(
         cut=cut,
         fix=fix,
         gpu_run=run,
+        firmware=firmware,
     )
+
+
+def _firmware(
+    name: str, figures: Mapping[str, Any], verified: Mapping[str, Any], export: Export, outcome: Outcome
+) -> FirmwareReport | None:
+    if not TARGETS[name].FLASHED:
+        return None
+    emulated = outcome.results.get(export.emulated)
+    return firmware_report.of(figures, verified, _read(emulated / "emulated.json") if emulated else None)
 
 
 def _gpu_run(raw: Mapping[str, Any] | None) -> GpuRun | None:
@@ -261,7 +282,6 @@ def _entry(
     raw = _read(outcome.results[version.figures] / "figures.json")
     verified = _read(outcome.results[version.verified] / "verify.json")
     found = tuple(Weights(**tensor | {"shape": tuple(tensor["shape"])}) for tensor in raw["weights"])
-    evidence: Evidence = "measured" if TARGETS[name].HOST_RUNS else "simulated"
     return Entry(
         step=version.title,
         sha256=digest_file(model_file(outcome, export, version)),
@@ -270,9 +290,10 @@ def _entry(
         entropy_bytes=sum(tensor.entropy_bytes for tensor in found),
         sparsity=Figure(**raw["sparsity"]),
         weights=found,
-        metric=_metric(project.config.metric, verified["metric"], evidence, export.precision),
+        metric=_metric(project.config.metric, verified, name, export.precision),
         arena_bytes=memory_from_plain(raw["memory"]).arena_bytes,
         latency=latencies[version.figures],
+        compiled_bytes=raw.get("compiled_bytes"),
     )
 
 
@@ -282,9 +303,10 @@ def _agreement(found: Mapping[str, Any] | None, data: Role, evidence: Evidence) 
     return MeasuredAgreement(**found, data=data, evidence=evidence)
 
 
-def _metric(metric: Metric, found: Mapping[str, Any] | None, evidence: Evidence, precision: Precision) -> MetricFigure:
+def _metric(metric: Metric, verified: Mapping[str, Any], name: str, precision: Precision) -> MetricFigure:
     higher = metric.is_higher_better
-    if found is None:
+    found, runtime = verified["metric"], TARGETS[name].runtime()
+    if found is None or runtime is None:
         return MetricFigure(
             name=metric.name,
             higher_is_better=higher,
@@ -293,9 +315,10 @@ def _metric(metric: Metric, found: Mapping[str, Any] | None, evidence: Evidence,
             drop=None,
             n=0,
             evidence="unavailable",
-            note="there is no evaluation data",
+            note="there is no evaluation data" if found is None else tflm.MISSING,
         )
-    note = "" if evidence == "measured" else "tflite-runtime's CPU kernels stand in for the target"
+    evidence: Evidence = "measured" if TARGETS[name].HOST_RUNS else "simulated"
+    note = "" if evidence == "measured" else _STANDS_IN[runtime]
     if ":" in metric.name and not metric.interval:
         note = "; ".join(filter(None, (note, NOT_ASKED)))
     found = {**found, "interval": tuple(found["interval"]) if found["interval"] else None}

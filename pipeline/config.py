@@ -29,7 +29,8 @@ from pydantic_core import ErrorDetails
 
 from edgebuild.pipeline.errors import ConfigError
 from edgebuild.pipeline.plain_yaml import read_yaml
-from edgebuild.pipeline.settings import RECORDS, SHORTHANDS, Config, DataSource, nearest
+from edgebuild.pipeline.settings import RECORDS, SHORTHANDS, Config, DataSource
+from edgebuild.pipeline.target_settings import nearest
 
 NAME: Final = "edgebuild.yaml"
 
@@ -49,6 +50,12 @@ class Project:
     def model(self) -> Path:
         """The source model."""
         return self.folder / Path(self.config.model.path).expanduser()
+
+    @property
+    def class_names(self) -> Path | None:
+        """The file of class names, if one is named."""
+        named = self.config.data.class_names
+        return self.folder / Path(named).expanduser() if named else None
 
     def data(self, source: DataSource) -> Path:
         """The file or folder of a source that is not a function."""
@@ -212,6 +219,7 @@ def _require_files(project: Project, origin: str) -> None:
         for role in ("calibration", "evaluation", "training")
         if (source := getattr(data, role)) is not None and source.function is None
     ]
+    wanted += [("data.class_names", project.class_names)] if project.class_names else []
     missing = [f"{key}: there is nothing at {path}" for key, path in wanted if not path.exists()]
     if missing:
         raise ConfigError(

@@ -36,6 +36,7 @@ if TYPE_CHECKING:  # Commands that build nothing load nothing of a build.
     from edgebuild.targets.evidence import Evidence, Figure
     from edgebuild.targets.profile import Profile
 
+_COUNTS_FROM: Final = 10_000
 _PIPE_WIDTH: Final = 160
 _HEADWAY_EVERY_S: Final = 60.0
 _MARKS: Final[dict[Evidence, str]] = {"measured": "", "simulated": " s", "predicted": " p", "unavailable": ""}
@@ -208,6 +209,8 @@ def _show_targets(
     *,
     on_stdout: bool,
 ) -> None:
+    from edgebuild.pipeline import firmware_report
+
     if targets and not narrator.console.quiet:
         out = stdout() if on_stdout else narrator.console
         wide = _targets_table(targets, _COLUMNS)
@@ -222,6 +225,8 @@ def _show_targets(
     for name, target in targets.items():
         for fitted in filter(None, (target.fix, target.cut)):
             narrator.console.print(f"{name}: {safe(str(fitted))}", soft_wrap=True)
+        for line in firmware_report.lines(target.firmware) if target.firmware else ():
+            narrator.console.print(f"{name}: {safe(line)}", soft_wrap=True)
     _show_notes(targets, narrator.console)
     by_failure: dict[FailureReport, list[str]] = {}
     for name, failure in failures.items():
@@ -266,15 +271,20 @@ def _latency_notes(target: TargetReport) -> Iterator[str]:
 
 def _beside(value: float, limit: float) -> str:
     """A value in as many digits as tell it from its limit."""
-    short = f"{value:.4g}"
-    return short if value == limit or short != f"{limit:.4g}" else f"{value:.8g}"
+    short = _short(value)
+    return short if value == limit or short != _short(limit) else f"{value:.8g}"
+
+
+def _short(value: float) -> str:
+    """Four digits, or a count of things as it is."""
+    return f"{value:,.0f}" if value >= _COUNTS_FROM else f"{value:.4g}"
 
 
 def gate_line(gate: GateResult) -> str:
     """One gate in words."""
     value = "unknown" if gate.value is None else _beside(gate.value, gate.limit)
     note = f" ({gate.note})" if gate.note else ""
-    return f"gate {gate.name}: {gate.verdict}, {value} against a limit of {gate.limit:.4g}{note}"
+    return f"gate {gate.name}: {gate.verdict}, {value} against a limit of {_short(gate.limit)}{note}"
 
 
 def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[object]]) -> Table:
@@ -349,12 +359,12 @@ def show_profile(name: str, profile: ModelProfile) -> None:
 
 
 def show_profile_file(profile: Profile) -> None:
-    """Print a target's or board's numbers, each with its source."""
+    """Print a target's or board's numbers and words, each with its source."""
     out = stdout()
     out.print(safe(f"{profile.name} ({profile.target}): {profile.summary}"), soft_wrap=True)
-    out.print(
-        table("", ("number", "#value", "source"), ((k, f"{n.value:,}", n.source) for k, n in profile.numbers.items()))
-    )
+    numbers = ((key, f"{number.value:,}", number.source) for key, number in profile.numbers.items())
+    words = ((key, word.value, word.source) for key, word in profile.words.items())
+    out.print(table("", ("name", "#value", "source"), (*numbers, *words)))
 
 
 def show_findings(findings: Iterable[Finding]) -> None:

@@ -119,8 +119,28 @@ def _store() -> Finding:
 
 def _microcontroller() -> Finding:
     return _optional_package(
-        "tflite-micro", "the mcu target's arena", "pip install -c constraints.txt 'edgebuild[mcu]'"
+        "tflite-micro",
+        "the mcu target's arena, figures and test vectors",
+        "pip install -c constraints.txt 'edgebuild[mcu]'",
     )
+
+
+def _ethosu() -> Finding:
+    return _optional_package(
+        "ethos-u-vela", "boards with an Ethos-U", "pip install -c constraints.txt 'edgebuild[ethosu]'"
+    )
+
+
+def _cross_compiler() -> Finding:
+    return _optional_program(
+        "arm-none-eabi-g++",
+        "the mcu target's check in QEMU",
+        "apt-get install gcc-arm-none-eabi libnewlib-arm-none-eabi libstdc++-arm-none-eabi-newlib",
+    )
+
+
+def _emulator() -> Finding:
+    return _optional_program("qemu-system-arm", "the mcu target's check in QEMU", "apt-get install qemu-system-arm")
 
 
 def _dask() -> Finding:
@@ -175,8 +195,22 @@ def _optional_package(name: str, purpose: str, fix: str) -> Finding:
         return Finding(name=name, status="optional", detail=f"not installed; needed for {purpose}", fix=fix)
 
 
+def _optional_program(name: str, purpose: str, fix: str) -> Finding:
+    path = shutil.which(name)
+    if path is None:
+        return Finding(name=name, status="optional", detail=f"not on PATH; needed for {purpose}", fix=fix)
+    try:
+        said = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=60, check=True).stdout
+    except (OSError, subprocess.SubprocessError) as e:
+        return Finding(name=name, status="optional", detail=f"{path} does not say its version: {e}", fix=fix)
+    return Finding(name=name, status="ok", detail=f"{next(iter(said.splitlines()), 'no version')}, {path}")
+
+
 _OPTIONAL: Final[tuple[Callable[[], Finding], ...]] = (
     _microcontroller,
+    _ethosu,
+    _cross_compiler,
+    _emulator,
     _edgetpu_compiler,
     _gpu_runtime,
     _dask,

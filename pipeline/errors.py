@@ -7,7 +7,7 @@ from typing import Final
 from edgebuild.calibration.errors import DataError, Failure
 from edgebuild.device_tests.errors import DeviceError
 from edgebuild.export.errors import ModelError
-from edgebuild.targets.errors import PlacementError, ProfileError, ToolMissingError, UnknownTargetError
+from edgebuild.targets.errors import EmulationError, PlacementError, ProfileError, ToolMissingError, UnknownTargetError
 
 
 class ConfigError(Failure):
@@ -58,6 +58,7 @@ EXIT_CODES: Final[dict[type[Failure], int]] = {
     MismatchError: 3,
     PlacementError: 7,
     DeviceError: 8,
+    EmulationError: 8,
     SchedulerError: 8,
     PeerError: 8,
     ToolMissingError: 9,

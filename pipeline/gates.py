@@ -10,11 +10,12 @@ from edgebuild.device_tests.latency import Latency, against
 from edgebuild.export.agreement import Agreement
 from edgebuild.export.formats import Precision
 from edgebuild.pipeline.errors import GATE_EXIT_CODES, INCONCLUSIVE_LATENCY, OK
+from edgebuild.pipeline.firmware_report import FirmwareReport, npu_figures
 from edgebuild.pipeline.report import GateResult, MetricFigure, NoAgreement, NoLatency, Verdict
-from edgebuild.pipeline.settings import Board, Gates, TargetSettings
+from edgebuild.pipeline.settings import Gates
+from edgebuild.pipeline.target_settings import TargetSettings, Tflm, least
 from edgebuild.targets.evidence import Figure
 from edgebuild.targets.placement import Placement
-from edgebuild.targets.profile import load_profile
 from edgebuild.targets.target import Memory
 
 # The largest relative RMSE a sound conversion leaves. Float formats lose rounding only. Quantized ones are the metric's
@@ -41,20 +42,23 @@ def judge(
     placement: Placement,
     memory: Memory,
     latency: Latency | NoLatency,
+    firmware: FirmwareReport | None = None,
+    baseline: int | None = None,
 ) -> tuple[GateResult, ...]:
     """Every configured gate of a target; a board's own memory is a limit too.
 
-    `agreement` is a gate wherever something was converted.
+    `agreement` is a gate wherever something was converted. `baseline` are the instructions of an earlier build.
     """
-    ram_kib, flash_kib = _board_kib(settings.board)
     return (
         *_agreement(precision, agreement),
         *_metric(gates, metric),
         *_size("max_size_kib", "size", settings.max_size_kib or gates.max_size_kib, size_bytes),
-        *_size("max_arena_kib", "memory", _least(settings.max_arena_kib, ram_kib), memory.arena_bytes),
-        *_size("max_flash_kib", "memory", _least(settings.max_flash_kib, flash_kib), memory.flash_bytes),
+        *_size("max_arena_kib", "memory", settings.ram_kib, memory.arena_bytes),
+        *_size("max_flash_kib", "memory", settings.flash_kib, memory.flash_bytes),
         *_mapped(settings.min_mapped, placement),
         *_latency(settings.max_latency_ms, latency),
+        *_npu(settings, firmware),
+        *_instructions(settings.tflm, firmware, baseline),
     )
 
 
@@ -62,20 +66,6 @@ def exit_code(results: Iterable[GateResult]) -> int:
     """The smallest code among the gates that did not pass, 0 where all did."""
     codes = [_code(result) for result in results if result.verdict != "pass"]
     return min(codes, default=OK)
-
-
-def _least(*limits: float | None) -> float | None:
-    return min((limit for limit in limits if limit is not None), default=None)
-
-
-def _board_kib(board: str | Board | None) -> tuple[float | None, float | None]:
-    """RAM and flash of a board, all of which the model could take at the very most."""
-    if board is None:
-        return None, None
-    if isinstance(board, Board):
-        return board.ram_kib, board.flash_kib
-    numbers = load_profile(board).numbers
-    return numbers["ram_bytes"].value / _KIB, numbers["flash_bytes"].value / _KIB
 
 
 def _code(result: GateResult) -> int:
@@ -137,6 +127,39 @@ def _latency(limit_ms: float | None, latency: Latency | NoLatency) -> Iterator[G
         return
     interval = f"{latency.low_us / 1e3:.3f} to {latency.high_us / 1e3:.3f} ms at {latency.confidence:.1%} confidence"
     yield _result("max_latency_ms", "latency", limit_ms, latency.median_us / 1e3, against(latency, limit_ms), interval)
+
+
+def _npu(settings: TargetSettings, firmware: FirmwareReport | None) -> Iterator[GateResult]:
+    """What Vela estimates for an Ethos-U."""
+    found = firmware.ethos_u if firmware else None
+    if found is None:
+        return
+    note = f"estimated by Vela {found.vela}"
+    cycles, sram, left = npu_figures(found)
+    limits = (
+        ("max_cycles", "latency", settings.max_cycles, cycles),
+        ("max_sram_kib", "memory", least(settings.max_sram_kib, settings.board_kib("ram")), sram / _KIB),
+        ("max_cpu_operators", "placement", settings.max_cpu_operators, left),
+    )
+    yield from (_at_most(name, kind, limit, value, note) for name, kind, limit, value in limits if limit is not None)
+
+
+def _instructions(tflm: Tflm | None, firmware: FirmwareReport | None, baseline: int | None) -> Iterator[GateResult]:
+    """Instructions of an inference on an emulated core, which repeat to the last one."""
+    run = firmware.emulation if firmware else None
+    if tflm is None or run is None:
+        return
+    growth = None if baseline is None else baseline * (1 + tflm.max_growth)
+    for name, limit in (("max_instructions", tflm.max_instructions), ("max_growth", growth)):
+        if limit is None:
+            continue
+        if run.instructions is None:
+            yield _result(name, "latency", limit, None, "inconclusive", "there is no test vector to count for")
+            continue
+        note = f"on {run.machine}, simulated"
+        if name == "max_growth" and baseline:
+            note += f"; {run.instructions / baseline - 1:+.2%} of the baseline's {baseline:,}"
+        yield _at_most(name, "latency", limit, run.instructions, note)
 
 
 def _result(name: str, kind: str, limit: float, value: float | None, verdict: Verdict, note: str) -> GateResult:

@@ -109,7 +109,7 @@ def sought(step: StepReport) -> str:
 def changes(target: Target, before: Entry, after: Entry) -> Iterator[Change]:
     """What counts for a target: its file as it is stored or downloaded, working memory, latency and the metric."""
     if target.FLASHED:
-        yield Change(figure="flash", share=_share(before.size_bytes, after.size_bytes))
+        yield Change(figure="flash", share=_share(before.flashed_bytes, after.flashed_bytes))
     else:
         yield Change(figure="gzip", share=_share(before.gzip_bytes, after.gzip_bytes))
         yield Change(figure="file", share=_share(before.size_bytes, after.size_bytes))

@@ -38,10 +38,10 @@ from edgebuild.pipeline.execution.engine import Event, Runner, execute
 from edgebuild.pipeline.execution.workers import Limits
 from edgebuild.pipeline.plan import Plan
 from edgebuild.pipeline.record import Record
-from edgebuild.pipeline.settings import nearest
 from edgebuild.pipeline.storage.sessions import session
 from edgebuild.pipeline.storage.shared_store import default_store
 from edgebuild.pipeline.storage.store import Store
+from edgebuild.pipeline.target_settings import nearest
 from edgebuild.pipeline.task import Task
 
 SCHEMA: Final = "edgebuild-matrix/1"

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Final
 
 from edgebuild.device_tests.latency import Latency
-from edgebuild.pipeline import ledger
+from edgebuild.pipeline import firmware_report, ledger
+from edgebuild.pipeline.firmware_report import FirmwareReport
 from edgebuild.pipeline.fitting.records import mapped, shipped
 from edgebuild.pipeline.report import Entry, FailureReport, NoAgreement, NoLatency, Report, TargetReport
 from edgebuild.targets.evidence import Evidence, Figure, measured, unavailable
@@ -44,7 +45,13 @@ GATED_ROWS: Final[Mapping[str, str]] = {
     "max_flash_kib": "flash_bytes",
     "min_mapped": "mapped_share",
     "max_latency_ms": "median_us",
+    "max_cycles": "cycles",
+    "max_sram_kib": "sram_bytes",
+    "max_cpu_operators": "cpu_operators",
+    "max_instructions": "instructions",
+    "max_growth": "instructions",
 }
+COUNTED: Final = ("max_cycles", "max_instructions", "max_growth")
 SUMMARY: Final = (
     "size_bytes",
     "gzip_bytes",
@@ -108,6 +115,7 @@ def render(report: Report) -> str:
         idle_line=ledger.idle_line,
         fall_lines=ledger.fall_lines,
         sought=ledger.sought,
+        firmware_lines=firmware_report.lines,
     )
 
 
@@ -116,7 +124,7 @@ def row_groups(target: TargetReport) -> dict[str, dict[str, Row]]:
     return {
         "File": _file_rows(target),
         "Quality": _metric_rows(target) | _agreement_rows(target),
-        "On the device": _device_rows(target) | _latency_rows(target.latency),
+        "On the device": _device_rows(target) | _firmware_rows(target.firmware) | _latency_rows(target.latency),
     }
 
 
@@ -208,7 +216,7 @@ def drop_text(drop: float) -> str:
 def gate_text(gate: str, value: float) -> str:
     """A gate's limit or value in the unit its name ends in."""
     unit = {"kib": " KiB", "ms": " ms"}.get(gate.rpartition("_")[2], "")
-    return number_text(value) + unit
+    return count_text(value) if gate in COUNTED else number_text(value) + unit
 
 
 def _file_rows(t: TargetReport) -> dict[str, Row]:
@@ -283,6 +291,34 @@ def _accelerator_rows(memory: Memory) -> dict[str, Row]:
         "on_chip_bytes": _row(on_chip, "On chip", size_text, "parameters that stay on the chip", _bytes(on_chip)),
         "streamed_bytes": _row(streamed, "Streamed", size_text, "parameters sent at every inference", _bytes(streamed)),
     }
+
+
+def _firmware_rows(found: FirmwareReport | None) -> dict[str, Row]:
+    """Of an Ethos-U as its compiler estimates it, and of a run on an emulated core."""
+    if found is None:
+        return {}
+    rows: dict[str, Row] = {}
+    if found.ethos_u is not None:
+        cycles, sram, left = map(_estimate, firmware_report.npu_figures(found.ethos_u))
+        rows = {
+            "cycles": _row(cycles, "Cycles", count_text, "one inference on the NPU alone"),
+            "sram_bytes": _row(sram, "SRAM", size_text, "of the NPU and its arena", _bytes(sram)),
+            "cpu_operators": _row(left, "Operators on the core", count_text, "of those that Vela made of the model's"),
+        }
+    if found.emulation is not None:
+        counted = found.emulation.instructions
+        instructions = (
+            unavailable("there is no test vector")
+            if counted is None
+            else Figure(value=counted, evidence=found.emulation.evidence)
+        )
+        where = f"one inference on {found.emulation.machine}; no time follows from it"
+        rows["instructions"] = _row(instructions, "Instructions", count_text, where)
+    return rows
+
+
+def _estimate(value: float) -> Figure:
+    return Figure(value=value, evidence="predicted", note="Vela's estimate")
 
 
 def _latency_rows(found: Latency | NoLatency) -> dict[str, Row]:

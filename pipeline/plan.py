@@ -33,11 +33,15 @@ class Version:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Export:
-    """How one target's flatbuffer is made, and the keys of its results; `versions` end in the one that ships."""
+    """How one target's flatbuffer is made, and the keys of its results; `versions` end in the one that ships.
+
+    `emulated` is that of the package's run on an emulated core, or empty.
+    """
 
     precision: Precision
     io: IoType
     versions: tuple[Version, ...]
+    emulated: str = ""
 
     @property
     def artifact(self) -> str:
@@ -73,11 +77,11 @@ class Plan:
     @property
     def goals(self) -> tuple[str, ...]:
         """The keys of what a build reads in the end."""
-        ends = (key for export in self.exports.values() for key in (export.verified, export.packaged))
+        ends = (key for export in self.exports.values() for key in (export.verified, export.packaged, export.emulated))
         earlier = (version for export in self.exports.values() for version in export.versions[:-1])
         steps = (key for version in earlier for key in (version.artifact, version.verified, version.figures))
         unedited = (export.versions[-1].unedited for export in self.exports.values())
-        return (self.model, *dict.fromkeys([*ends, *self.steps, *steps, *filter(None, unedited)]))
+        return (self.model, *dict.fromkeys([*filter(None, ends), *self.steps, *steps, *filter(None, unedited)]))
 
     def until(self, stage: str) -> Mapping[str, Task]:
         """The tasks of `stage` and of those before it.

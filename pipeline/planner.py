@@ -4,31 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Final, Literal
 
 from edgebuild.export import flatbuffer, recognise
 from edgebuild.export.formats import IoType, Precision
-from edgebuild.pipeline import compression, stages
+from edgebuild.pipeline import compression, finishing, stages
 from edgebuild.pipeline.config import Project
 from edgebuild.pipeline.errors import ConfigError
+from edgebuild.pipeline.finishing import Wanted
 from edgebuild.pipeline.ingest import adopted, load
 from edgebuild.pipeline.plan import Export, Plan, Role, Version
-from edgebuild.pipeline.settings import DataSource, TargetSettings
+from edgebuild.pipeline.settings import DataSource
 from edgebuild.pipeline.source_task import model_options, source_task
+from edgebuild.pipeline.target_settings import TargetSettings
 from edgebuild.pipeline.task import Source, Task, key
 from edgebuild.pipeline.user_code import code_sources, source_at
-from edgebuild.targets.edgetpu import compiler as edgetpu_compiler
-from edgebuild.targets.edgetpu import target as edgetpu
-from edgebuild.targets.errors import ToolMissingError
-from edgebuild.targets.gpu import oracle as gpu_oracle
-from edgebuild.targets.gpu import target as gpu
 from edgebuild.targets.registry import TARGETS, target
 
 QUANTIZED: Final = ("int8", "int16x8")
 UNCOMPRESSED: Final = "as it is"
-_NONE: Final[Mapping[str, str]] = MappingProxyType({})
 _LABELS: Final[Mapping[str, stages.Labels]] = {
     "evaluation": "required",
     "training": "taken",
@@ -96,100 +90,78 @@ class _Planner:
             precision, io = _format(name, self._settings(name))
         else:
             precision, io = recognise.precision(self._given), recognise.io_type(self._given)
-        *earlier, last = [self._made(title, model, name, precision, io, evaluation) for title, model in models]
-        versions = [
-            self._version(made, "weigh", f"weigh {name} {made.title}", stages.TargetParameters(target=name))
-            for made in earlier
-        ]
-        compiled = {**self._compiled(name, last.artifact), **self._placed(name, last, evaluation)}
-        packaged = self._version(last, "package", f"package {name}", stages.TargetParameters(target=name), compiled)
-        return Export(precision=precision, io=io, versions=(*versions, packaged))
-
-    def _version(
-        self, made: Version, stage: str, title: str, parameters: Any, compiled: Mapping[str, str] = _NONE
-    ) -> Version:
-        inputs = {"artifact": made.artifact, "verified": made.verified, **compiled}
-        return replace(made, figures=self._add(stage, title, inputs, parameters))
-
-    def _compiled(self, name: str, artifact: str) -> Mapping[str, str]:
-        """What ships, through the Edge TPU's compiler where that is here."""
-        if name != edgetpu.NAME:
-            return {}
-        settings, compiler = self._settings(name), edgetpu_compiler.find()
-        if compiler is None:
-            _require_no_compiler(settings)
-            return {}
-        beside = {Path(path).stem: _companion(self._project.folder / path) for path in settings.beside}
-        parameters = stages.CompileParameters(
-            compiler=compiler.version, digest=compiler.digest, segments=settings.segments or 1, beside=tuple(beside)
+        wanted = Wanted(
+            name=name,
+            precision=precision,
+            io=io,
+            settings=self._settings(name),
+            folder=self._project.folder,
+            samples=evaluation,
+            add=self._add,
         )
-        sources = {f"with/{name}": source for name, source in beside.items()}
-        return {"compiled": self._add("compile", f"compile for {name}", {"artifact": artifact}, parameters, sources)}
+        *earlier, last = [self._made(title, model, wanted) for title, model in models]
+        versions = [self._weighed(wanted, "weigh", f"weigh {name} {made.title}", made) for made in earlier]
+        packaged = self._weighed(wanted, "package", f"package {name}", last)
+        emulated = finishing.emulated(wanted, packaged.figures)
+        return Export(precision=precision, io=io, versions=(*versions, packaged), emulated=emulated)
 
-    def _placed(self, name: str, made: Version, evaluation: str) -> Mapping[str, str]:
-        """What ships, on the GPU: over samples, and through a GPU runtime where one is here and may be asked."""
-        if name != gpu.NAME:
-            return {}
-        cut = self._tasks[made.artifact].stage == "cut"
-        parameters = _gpu_runtime(self._settings(name).oracle)
-        inputs = {
-            "artifact": made.artifact,
-            "whole": self._tasks[made.artifact].inputs["artifact"] if cut else made.artifact,
-            "samples": evaluation,
-            **({"verified": made.verified} if parameters.runtime else {}),
-        }
-        return {"placed": self._add("place", f"place on {name}", inputs, parameters)}
+    def _weighed(self, wanted: Wanted, stage: str, title: str, made: Version) -> Version:
+        """The version with the key of its figures."""
+        ships = stage == "package"
+        whole = self._tasks[made.artifact].inputs["artifact"] if self._is_cut(made.artifact) else made.artifact
+        compiled = finishing.compiled(wanted, made, whole) if ships or wanted.name in finishing.EVERY_VERSION else {}
+        inputs = {"artifact": made.artifact, "verified": made.verified, **compiled}
+        parameters = stages.TargetParameters(target=wanted.name, core=wanted.settings.core)
+        names = self._project.class_names
+        sources = {"class_names": source_at(names)} if ships and names else {}
+        return replace(made, figures=self._add(stage, title, inputs, parameters, sources))
 
-    def _made(self, title: str, model: str, name: str, precision: Precision, io: IoType, evaluation: str) -> Version:
+    def _is_cut(self, artifact: str) -> bool:
+        return self._tasks[artifact].stage == "cut"
+
+    def _made(self, title: str, model: str, wanted: Wanted) -> Version:
         """A flatbuffer that is verified, and whose own figures are yet to be taken."""
         after = f" after {title}" if model != self._ingested else ""
-        unedited = self._flatbuffer(model, name, precision, io, after)
-        edited = self._edited(model, unedited, name, precision, io, evaluation, after)
-        whole = edited[-1] if edited else unedited
-        metric = self._config.metric.name if self._config.data.evaluation else ""
-        verified = self._add(
-            "verify",
-            f"verify {self._format_name(name, precision, io)}{after}{_edits_for(name) if edited else ''}",
-            {"artifact": whole, "samples": evaluation, **self._references(model, evaluation)},
-            stages.VerifyParameters(
-                metric=metric, output=self._config.metric.output, interval=bool(self._config.metric.interval)
-            ),
-            self._metric_code(metric),
-        )
-        artifact = self._cut(name, whole, evaluation, after) if self._settings(name).cut == "auto" else whole
+        unedited = self._ingested if self._given is not None else self._artifact(model, wanted, after)
+        edited = self._edited(model, unedited, wanted, after)
+        whole = finishing.readied(wanted, edited[-1] if edited else unedited, after)
+        verified = self._verified(whole, model, wanted, after + (_edits_for(wanted.name) if edited else ""))
+        artifact = finishing.cut(wanted, whole, after)
         made = Version(title=title, artifact=artifact, verified=verified, figures="")
         return replace(made, edited=edited, unedited=unedited) if edited else made
 
-    def _flatbuffer(self, model: str, name: str, precision: Precision, io: IoType, after: str) -> str:
-        return self._ingested if self._given is not None else self._artifact(model, name, precision, io, after)
+    def _verified(self, artifact: str, model: str, wanted: Wanted, after: str) -> str:
+        metric, runtime = self._config.metric, TARGETS[wanted.name].runtime()
+        name = metric.name if self._config.data.evaluation else ""
+        parameters = stages.VerifyParameters(
+            metric=name, output=metric.output, interval=bool(metric.interval), runtime=runtime or "tflite-runtime"
+        )
+        inputs = {"artifact": artifact, "samples": wanted.samples, **self._references(model, wanted.samples)}
+        in_its_own = f" in {runtime}" if runtime == "tflite-micro" else ""
+        title = f"verify {self._format_name(wanted)}{after}{in_its_own}"
+        return self._add("verify", title, inputs, parameters, self._metric_code(name))
 
-    def _edited(
-        self, model: str, unedited: str, name: str, precision: Precision, io: IoType, evaluation: str, after: str
-    ) -> tuple[str, ...]:
+    def _edited(self, model: str, unedited: str, wanted: Wanted, after: str) -> tuple[str, ...]:
         """Of the edits of a target, the float model and the flatbuffer after them, which is last; none without edits.
 
         Targets that ask for the same edits share them.
         """
-        if not self._settings(name).fix:
+        if not wanted.settings.fix:
             return ()
         from edgebuild.pipeline.fitting import edits  # Not before: a build without it needs none of the table.
 
-        names = edits.chosen(name, self._settings(name).fix)
+        names = edits.chosen(wanted.name, wanted.settings.fix)
         found: list[str] = []
         if self._given is None and (of_models := edits.of_models(names)):
-            inputs = {"model": model, "samples": evaluation}
+            inputs = {"model": model, "samples": wanted.samples}
             asked = stages.EditParameters(edits=of_models)
-            found.append(self._add("fix", f"edit the model for {name}{after}", inputs, asked))
-            unedited = self._artifact(found[0], name, precision, io, after + _edits_for(name))
+            found.append(self._add("fix", f"edit the model for {wanted.name}{after}", inputs, asked))
+            unedited = self._artifact(found[0], wanted, after + _edits_for(wanted.name))
         if of_flatbuffers := edits.of_flatbuffers(names):
-            inputs = {"artifact": unedited, "samples": evaluation}
+            inputs = {"artifact": unedited, "samples": wanted.samples}
             asked = stages.EditParameters(edits=of_flatbuffers)
-            return (*found, self._add("reform", f"edit the flatbuffer for {name}{after}", inputs, asked))
+            return (*found, self._add("reform", f"edit the flatbuffer for {wanted.name}{after}", inputs, asked))
         return (*found, unedited) if found else ()
-
-    def _cut(self, name: str, whole: str, evaluation: str, after: str) -> str:
-        inputs = {"artifact": whole, "samples": evaluation}
-        return self._add("cut", f"cut for {name}{after}", inputs, stages.TargetParameters(target=name))
 
     def _references(self, model: str, evaluation: str) -> dict[str, str]:
         """Outputs of the float model that is converted, and of the source where that is another."""
@@ -223,34 +195,36 @@ class _Planner:
                 action="give the trained source model, or leave these targets out with -t",
             )
 
-    def _artifact(self, model: str, name: str, precision: Precision, io: IoType, after: str) -> str:
+    def _artifact(self, model: str, wanted: Wanted, after: str) -> str:
         inputs = {"model": model}
-        if precision in QUANTIZED:
+        if wanted.precision in QUANTIZED:
             if self._config.data.calibration is None:
                 raise ConfigError(
-                    f"data.calibration: required, since targets.{name} is {precision}",
+                    f"data.calibration: required, since targets.{wanted.name} is {wanted.precision}",
                     cause="quantized activations need ranges, and ranges need representative samples",
                     action="name an .npz of a few hundred typical inputs, or choose precision: float32",
                 )
             inputs["samples"] = self._samples("calibration")
-        if precision == "int8":
+        if wanted.precision == "int8":
             inputs["calibrated"] = self._add("calibrate", f"calibrate{after}", dict(inputs))
-        sparse, dense_per_tensor = self._settings(name).sparse, self._dense_per_tensor(name, precision)
         parameters = stages.ConvertParameters(
-            precision=precision, io=io, sparse=sparse, dense_per_tensor=dense_per_tensor
+            precision=wanted.precision,
+            io=wanted.io,
+            sparse=wanted.settings.sparse,
+            dense_per_tensor=self._dense_per_tensor(wanted),
         )
-        return self._add("convert", f"convert {self._format_name(name, precision, io)}{after}", inputs, parameters)
+        return self._add("convert", f"convert {self._format_name(wanted)}{after}", inputs, parameters)
 
-    def _dense_per_tensor(self, name: str, precision: Precision) -> bool:
-        asked = self._settings(name).dense_per_channel
-        is_made = self._given is None and precision == "int8"
-        return is_made and (TARGETS[name].DENSE_PER_TENSOR if asked is None else not asked)
+    def _dense_per_tensor(self, wanted: Wanted) -> bool:
+        asked = wanted.settings.dense_per_channel
+        is_made = self._given is None and wanted.precision == "int8"
+        return is_made and (TARGETS[wanted.name].DENSE_PER_TENSOR if asked is None else not asked)
 
-    def _format_name(self, name: str, precision: Precision, io: IoType) -> str:
+    def _format_name(self, wanted: Wanted) -> str:
         """What tells one flatbuffer of a float model from another."""
-        ends = f" with {io} in and out" if precision == "int8" else ""
-        dense = ", dense per tensor" if self._dense_per_tensor(name, precision) else ""
-        return f"{precision}{ends}{dense}{', zeros not stored' if self._settings(name).sparse else ''}"
+        ends = f" with {wanted.io} in and out" if wanted.precision == "int8" else ""
+        dense = ", dense per tensor" if self._dense_per_tensor(wanted) else ""
+        return f"{wanted.precision}{ends}{dense}{', zeros not stored' if wanted.settings.sparse else ''}"
 
     def _settings(self, name: str) -> TargetSettings:
         return self._config.targets.get(name, TargetSettings())
@@ -297,29 +271,6 @@ def _chosen(project: Project, targets: Sequence[str]) -> Sequence[str]:
     return tuple(dict.fromkeys(targets)) or tuple(configured)
 
 
-def _companion(path: Path) -> Source:
-    if not path.is_file():
-        raise ConfigError(f"targets.edgetpu.with: no such file: {path}", action="name the other models' .tflite files")
-    return source_at(path)
-
-
-def _require_no_compiler(settings: TargetSettings) -> None:
-    if settings.needs_compiler:
-        asked = "segments" if settings.segments else "with"
-        raise ToolMissingError(
-            f"targets.edgetpu.{asked} needs edgetpu_compiler, which is not here",
-            cause="only the compiler can split a model over devices, or share a device's memory among models",
-            action=edgetpu_compiler.GET,
-        )
-
-
-def _gpu_runtime(wanted: Literal["auto", "required", "none"]) -> stages.PlaceParameters:
-    find = gpu_oracle.require_any if wanted == "required" else gpu_oracle.find
-    found = find() if wanted != "none" else None
-    runtime, adapter = (found.runtime, found.adapter) if found else ("", "")
-    return stages.PlaceParameters(runtime=runtime, adapter=adapter, required=wanted == "required")
-
-
 def _format(name: str, settings: TargetSettings) -> tuple[Precision, IoType]:
     chosen = TARGETS[name]
     precision = settings.precision or chosen.PRECISIONS[0]
@@ -329,7 +280,7 @@ def _format(name: str, settings: TargetSettings) -> tuple[Precision, IoType]:
 def unfit(name: str, settings: TargetSettings, precision: Precision, io: IoType) -> str:
     """What a target wants that a flatbuffer of this format is not; empty where it fits."""
     chosen = TARGETS[name]
-    if precision not in ((settings.precision,) if settings.precision else chosen.PRECISIONS):
+    if precision not in ((settings.precision,) if settings.precision else (*chosen.PRECISIONS, *chosen.JUDGES)):
         return f"precision {settings.precision or ' or '.join(chosen.PRECISIONS)}"
     cut_off = ("float32",) if settings.cut == "auto" else ()  # What turns floats into integers is left to the host.
     if precision == "int8" and io not in ((settings.io,) if settings.io else (*chosen.IO_TYPES, *cut_off)):

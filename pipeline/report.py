@@ -13,6 +13,7 @@ from edgebuild.export.formats import IoType, Precision
 from edgebuild.export.weights import Weights
 from edgebuild.pipeline.compress.learned import Learned
 from edgebuild.pipeline.compress.scan import Search
+from edgebuild.pipeline.firmware_report import FirmwareReport
 from edgebuild.pipeline.fitting.records import Cut, Fix
 from edgebuild.pipeline.placing import GpuRun
 from edgebuild.targets.evidence import Evidence, Figure
@@ -99,7 +100,8 @@ class Entry:
     """A target's artifact after one step of compression, or before any; the last is the one that ships.
 
     `entropy_bytes` is what an ideal coder of single values needs for all weights of two or more dimensions, and
-    `weights` are these one by one, measured in the file. `arena_bytes` is working memory.
+    `weights` are these one by one, measured in the file. `arena_bytes` is working memory, and `compiled_bytes` what a
+    target's own tool made of the file, which ships in its place.
     """
 
     step: str
@@ -112,6 +114,12 @@ class Entry:
     metric: MetricFigure
     arena_bytes: Figure
     latency: Latency | NoLatency
+    compiled_bytes: int | None = None
+
+    @property
+    def flashed_bytes(self) -> int:
+        """What lies in program storage, where the target is flashed."""
+        return self.size_bytes if self.compiled_bytes is None else self.compiled_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -210,6 +218,7 @@ class TargetReport:
     cut: Cut | None = None
     fix: Fix | None = None
     gpu_run: GpuRun | None = None
+    firmware: FirmwareReport | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

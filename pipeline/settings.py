@@ -2,54 +2,34 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from pathlib import PurePath
-from typing import Annotated, Any, Final, Literal, TypeAlias
+from collections.abc import Mapping
+from typing import Annotated, Final, Literal, TypeAlias
 
 from pydantic import (
     AfterValidator,
     BaseModel,
-    BeforeValidator,
     ConfigDict,
-    Discriminator,
     Field,
     Strict,
-    Tag,
     field_validator,
     model_validator,
 )
 
-from edgebuild.export.formats import IoType, Precision
 from edgebuild.pipeline.compress.settings import Cluster, Finetune, Prune, Qat, Step
-from edgebuild.pipeline.record import Record
-from edgebuild.targets.profile import load_profile, profile_names
+from edgebuild.pipeline.record import Record, or_a
+from edgebuild.pipeline.target_settings import Board, NpuSettings, Positive, TargetSettings, Tflm, nearest, refusals
 from edgebuild.targets.registry import TARGETS
 
 METRICS: Final = ("top1", "top5", "auc", "mse", "mae")
 LOWER_IS_BETTER: Final = frozenset({"mse", "mae"})
 MAX_SEED: Final = 2**32 - 1  # What numpy takes.
-_ACCELERATORS: Final = ("edgetpu", "gpu")  # Beside a host that runs the rest.
-Positive: TypeAlias = Annotated[float, Field(gt=0)]
 Shape: TypeAlias = Annotated[tuple[Annotated[int, Field(gt=0, strict=True)], ...], Strict(strict=False)]
-Share: TypeAlias = Annotated[float, Field(ge=0, le=1)]
-
-
-def _or(kind: str) -> Callable[[dict[str, Any]], None]:
-    """Add to a record's JSON Schema the shorthand that its validator takes."""
-
-    def extend(schema: dict[str, Any]) -> None:
-        record = dict(schema)
-        schema.clear()
-        schema["anyOf"] = [{"type": kind}, record]
-
-    return extend
 
 
 class ModelSource(Record):
     """The source model, and what its file leaves open."""
 
-    model_config = ConfigDict(json_schema_extra=_or("string"))
+    model_config = ConfigDict(json_schema_extra=or_a("string"))
 
     path: str
     signature: str = Field(default="", description="of a SavedModel with several; `serving_default` where absent")
@@ -69,7 +49,7 @@ class ModelSource(Record):
 class DataSource(Record):
     """One set of samples: an .npz file, a folder of .npy files, or `package.module:function`."""
 
-    model_config = ConfigDict(json_schema_extra=_or("string"))
+    model_config = ConfigDict(json_schema_extra=or_a("string"))
 
     source: str
     samples: Annotated[int, Field(gt=0)] | None = Field(default=None, description="use at most so many, evenly spread")
@@ -91,6 +71,10 @@ class Data(Record):
     calibration: DataSource | None = Field(default=None, description="sets int8 ranges; inputs only")
     evaluation: DataSource | None = Field(default=None, description="verifies artifacts; inputs and `labels`")
     training: DataSource | None = Field(default=None, description="for fine-tuning; may hold `labels`")
+    class_names: str | None = Field(
+        default=None,
+        description="a text file with a line for each class, in the output's order; ships as labels.txt",
+    )
 
 
 def is_reference(text: str) -> bool:
@@ -108,7 +92,7 @@ def _known_metric(name: str) -> str:
 class Metric(Record):
     """What is measured on the evaluation data; a function of the user's own says which way is better."""
 
-    model_config = ConfigDict(json_schema_extra=_or("string"))
+    model_config = ConfigDict(json_schema_extra=or_a("string"))
 
     name: Annotated[str, AfterValidator(_known_metric)] = "top1"
     output: str = Field(default="", description="of which output; required where the model has several")
@@ -136,85 +120,6 @@ class Metric(Record):
     def is_higher_better(self) -> bool:
         """The direction, known or said."""
         return self.name not in LOWER_IS_BETTER if self.higher_is_better is None else self.higher_is_better
-
-
-class Board(Record):
-    """A board of one's own."""
-
-    flash_kib: Positive
-    ram_kib: Positive
-
-
-def _board_kind(value: object) -> str | None:
-    return "(name)" if isinstance(value, str) else "(own)" if isinstance(value, Mapping | Board) else None
-
-
-BoardChoice: TypeAlias = Annotated[
-    Annotated[str, Tag("(name)")] | Annotated[Board, Tag("(own)")],
-    Discriminator(
-        _board_kind,
-        custom_error_type="board",
-        custom_error_message="Input should be a profile's name, or flash_kib and ram_kib",
-    ),
-]
-
-
-def _edits(value: object) -> object:
-    """`none` and `auto` stand for lists of names."""
-    return () if value == "none" else (value,) if isinstance(value, str) else value
-
-
-Edits: TypeAlias = Annotated[
-    tuple[str, ...],
-    BeforeValidator(_edits, json_schema_input_type=Literal["none", "auto"] | tuple[str, ...]),
-]
-
-
-class TargetSettings(Record):
-    """One target: how to export for it and what it must hold to."""
-
-    model_config = ConfigDict(json_schema_extra=_or("null"), serialize_by_alias=True)
-
-    precision: Precision | None = Field(default=None, description="the target's own default where absent")
-    io: IoType | None = Field(default=None, description="input and output type of int8 models")
-    max_size_kib: Positive | None = None
-    max_latency_ms: Positive | None = None
-    max_arena_kib: Positive | None = None
-    max_flash_kib: Positive | None = None
-    min_mapped: Share | None = Field(default=None, description="share of operators the accelerator must take")
-    dense_per_channel: bool | None = Field(
-        default=None,
-        description="a scale for each channel of int8 dense layers; where absent, not for edgetpu and mcu, since their "
-        "older tools would read the first scale alone",
-    )
-    sparse: bool = Field(
-        default=False, description="cpu only: store pruned weights without their zeros; the runtime unpacks them to RAM"
-    )
-    cut: Literal["none", "auto"] = Field(
-        default="none",
-        description="edgetpu and gpu: leave what the accelerator does not take to the host, as files of its own",
-    )
-    segments: Annotated[int, Field(ge=2)] | None = Field(
-        default=None, description="edgetpu only: split the compiled model for a pipeline of so many devices"
-    )
-    beside: tuple[str, ...] = Field(
-        default=(), alias="with", strict=False, description="edgetpu only: other .tflite files for the same device"
-    )
-    fix: Edits = Field(
-        default=(),
-        strict=False,
-        description="edgetpu and gpu: `auto` edits the float model so that more of it is mapped; or edits by name",
-    )
-    oracle: Literal["auto", "required", "none"] = Field(
-        default="auto",
-        description="gpu only: let a GPU runtime of this machine place the model; `auto` where one is here",
-    )
-    board: BoardChoice | None = Field(default=None, description="mcu only: a profile's name, or flash_kib and ram_kib")
-
-    @property
-    def needs_compiler(self) -> bool:
-        """Whether it asks for what the Edge TPU's compiler alone can do."""
-        return self.segments is not None or bool(self.beside)
 
 
 class Gates(Record):
@@ -287,9 +192,9 @@ class Config(Record):
     @classmethod
     def _targets_can(cls, targets: dict[str, TargetSettings]) -> dict[str, TargetSettings]:
         """Hold settings against what each target can; a line for each that can't be."""
-        refusals = [refusal for name, settings in targets.items() for refusal in _refusals(name, settings)]
-        if refusals:
-            raise ValueError("\n".join(refusals))
+        told = [line for name, settings in targets.items() for line in refusals(name, settings)]
+        if told:
+            raise ValueError("\n".join(told))
         return targets
 
 
@@ -307,6 +212,8 @@ RECORDS: Final[dict[str, type[BaseModel]]] = {
     "finetune": Finetune,
     "targets": TargetSettings,
     "board": Board,
+    "npu": NpuSettings,
+    "tflm": Tflm,
     "gates": Gates,
     "limits": StageLimits,
     "devices": Device,
@@ -319,60 +226,3 @@ SHORTHANDS: Final = {
     "training": "source",
     "metric": "name",
 }
-
-
-def _refusals(name: str, settings: TargetSettings) -> Iterator[str]:
-    target = TARGETS[name]
-    if settings.precision and settings.precision not in target.PRECISIONS:
-        yield f"{name}.precision: {name} takes {', '.join(target.PRECISIONS)}, not {settings.precision}"
-    if settings.io and settings.io not in target.IO_TYPES:
-        yield f"{name}.io: {name} takes {', '.join(target.IO_TYPES)}, not {settings.io}"
-    elif settings.io not in (None, "float32") and (precision := settings.precision or target.PRECISIONS[0]) != "int8":
-        yield f"{name}.io: {settings.io} is for int8 models; {precision} ones keep float32"
-    precision = settings.precision or target.PRECISIONS[0]
-    if settings.sparse and precision not in target.SPARSE:
-        takes = f"takes it for {', '.join(target.SPARSE)}, not {precision}" if target.SPARSE else "can't unpack weights"
-        yield f"{name}.sparse: {name} {takes}"
-    if settings.cut != "none" and name not in _ACCELERATORS:
-        yield f"{name}.cut: {name} has no accelerator to cut for; {' and '.join(_ACCELERATORS)} have"
-    if settings.fix:
-        yield from _unknown_edits(name, settings.fix)
-    yield from _compiler_refusals(name, settings)
-    if settings.oracle != "auto" and name != "gpu":
-        yield f"{name}.oracle: only gpu has runtimes that can be asked"
-    if settings.board is not None and name != "mcu":
-        yield f"{name}.board: only mcu has boards"
-    elif isinstance(settings.board, str) and settings.board not in (boards := _boards()):
-        yield f"{name}.board: unknown board{nearest(settings.board, boards)}"
-
-
-def _compiler_refusals(name: str, settings: TargetSettings) -> Iterator[str]:
-    asked = [key for key, value in (("segments", settings.segments), ("with", settings.beside)) if value]
-    if name != "edgetpu":
-        yield from (f"{name}.{key}: only edgetpu has a compiler that can do this" for key in asked)
-    elif len(asked) > 1:
-        yield f"{name}.segments: models that share a device can't be split over several; choose segments or with"
-    names = [PurePath(path).name for path in settings.beside]
-    if any(not file.endswith(".tflite") for file in names) or len({"model.tflite", *names}) != len(names) + 1:
-        yield f"{name}.with: name .tflite files, each of another name, and none of them model.tflite"
-
-
-def _unknown_edits(name: str, asked: tuple[str, ...]) -> Iterator[str]:
-    from edgebuild.pipeline.fitting import edits  # Not before: most configurations name none.
-
-    own = (edits.AUTO, *(edit.name for edit in edits.EDITS if edit.target == name))
-    if name not in _ACCELERATORS:
-        yield f"{name}.fix: {name} has no accelerator to edit for; {' and '.join(_ACCELERATORS)} have"
-    else:
-        yield from (f"{name}.fix: unknown edit{nearest(each, own)}" for each in asked if each not in own)
-
-
-def _boards() -> tuple[str, ...]:
-    return tuple(name for name in profile_names() if load_profile(name).target == "mcu")
-
-
-def nearest(name: str, allowed: Iterable[str]) -> str:
-    """The end of a message about an unknown name: the nearest allowed one, or all."""
-    names = list(allowed)
-    close = difflib.get_close_matches(name, names, 1, 0.5)
-    return f"; did you mean {close[0]}?" if close else f"; there are {', '.join(names)}"

@@ -19,7 +19,8 @@ from edgebuild.pipeline.ingest import adopted, load
 from edgebuild.pipeline.ingest.source import Options
 from edgebuild.pipeline.inspection import End, Summary
 from edgebuild.pipeline.planner import unfit
-from edgebuild.pipeline.settings import TargetSettings, is_reference
+from edgebuild.pipeline.settings import is_reference
+from edgebuild.pipeline.target_settings import TargetSettings
 
 _TEMPLATE: Final = """\
 # What `edgebuild` builds in this folder. Every key: `edgebuild schema`.

@@ -20,6 +20,7 @@ _STAGE_CODE: Final = (
     "pipeline/fitting",
     "pipeline/stages",
     "pipeline/arrays.py",
+    "pipeline/class_names.py",
     "pipeline/figures.py",
     "pipeline/frozen.py",
     "pipeline/intervals.py",

@@ -17,3 +17,7 @@ class PlacementError(Failure):
 
 class ProfileError(Failure):
     """A profile file that does not say what a profile says."""
+
+
+class EmulationError(Failure):
+    """A program that could not be built for an emulated core, or did not do there what it must."""

@@ -36,9 +36,17 @@ _PR_SET_CHILD_SUBREAPER: Final = 36
 
 
 def run(
-    command: Sequence[str], *, seconds: float, memory_bytes: int, folder: Path
+    command: Sequence[str],
+    *,
+    seconds: float,
+    memory_bytes: int,
+    folder: Path,
+    given: bytes = b"",
+    apart: bool = False,
 ) -> subprocess.CompletedProcess[bytes]:
-    """Run a command in `folder`, with what it says on both streams together; `TIMED_OUT` where its time was up.
+    """Run a command in `folder`, with `given` on its standard input; `TIMED_OUT` where its time was up.
+
+    What it says on both streams comes together as `stdout`, or `apart`.
 
     Raises:
         ToolMissingError: this machine can't bound a program.
@@ -48,22 +56,22 @@ def run(
     with subprocess.Popen(
         leashed,
         cwd=folder,
-        stdin=subprocess.DEVNULL,
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
+        stderr=subprocess.PIPE if apart else subprocess.STDOUT,
         start_new_session=True,  # What kills its owner's group must not kill the leash before it has done its work.
     ) as leash:
         try:
-            said, _ = leash.communicate(timeout=seconds + _GRACE_S)
+            said, errors = leash.communicate(given, timeout=seconds + _GRACE_S)
         finally:
             _end(leash)
     if leash.returncode == FAILED:
         raise ToolMissingError(
             f"{Path(command[0]).name} can't be run with limits of time and memory",
-            cause=said.decode("utf-8", "replace").strip()[-300:],
+            cause=(errors if apart else said).decode("utf-8", "replace").strip()[-300:],
             action="see what this machine, or its container, forbids: prctl, setrlimit or /proc",
         )
-    return subprocess.CompletedProcess(leashed, leash.returncode, said)
+    return subprocess.CompletedProcess(leashed, leash.returncode, said, errors)
 
 
 def _end(leash: subprocess.Popen[bytes]) -> None:

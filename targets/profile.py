@@ -1,11 +1,11 @@
-"""Numbers about devices (memory, flash), each with its source, read from `profiles/*.yaml`."""
+"""Numbers and words about devices (memory, core), each with its source, read from `profiles/*.yaml`."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from importlib.resources import files
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from edgebuild.targets.errors import ProfileError, UnknownTargetError
 
@@ -13,6 +13,13 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 _SUFFIX = ".yaml"
+# What a word may say, by its key; None where it is a name in another tool's file, which that tool knows.
+WORDS: Final[Mapping[str, tuple[str, ...] | None]] = {
+    "core": ("cortex-m0plus", "cortex-m4f", "cortex-m7", "cortex-m33", "cortex-m55", "cortex-m85", "xtensa-lx7"),
+    "npu": None,
+    "vela_system_config": None,
+    "vela_memory_mode": None,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,8 +33,26 @@ class Number:
         """No number without a source."""
         if isinstance(self.value, bool) or not isinstance(self.value, int | float):
             raise ProfileError(f"{self.value!r} is not a number")
-        if not isinstance(self.source, str) or not self.source:
-            raise ProfileError(f"the number {self.value} has no source", action="add `source:`")
+        _require_source(f"the number {self.value}", self.source)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Word:
+    """One word of those that `WORDS` takes under its key, and its source."""
+
+    value: str
+    source: str
+
+    def __post_init__(self) -> None:
+        """No word without a source."""
+        if not isinstance(self.value, str) or not self.value:
+            raise ProfileError(f"{self.value!r} is not a word")
+        _require_source(f"the word {self.value}", self.source)
+
+
+def _require_source(what: str, source: object) -> None:
+    if not isinstance(source, str) or not source:
+        raise ProfileError(f"{what} has no source", action="add `source:`")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +63,16 @@ class Profile:
     target: str
     summary: str
     numbers: Mapping[str, Number]
+    words: Mapping[str, Word] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Words are of those that something reads."""
+        for key, word in self.words.items():
+            if key not in WORDS:
+                raise ProfileError(f"{self.name} has a word {key!r}", cause=f"the keys are {', '.join(WORDS)}")
+            allowed = WORDS[key]
+            if allowed is not None and word.value not in allowed:
+                raise ProfileError(f"{self.name} says {key} {word.value!r}", cause=f"known are {', '.join(allowed)}")
 
 
 def profile_names() -> tuple[str, ...]:
@@ -87,11 +122,12 @@ def parse(name: str, content: Any) -> Profile:
     """
     try:
         numbers = {key: Number(**number) for key, number in content["numbers"].items()}
-        rest = {key: value for key, value in content.items() if key != "numbers"}
-        return Profile(name=name, numbers=numbers, **rest)
+        words = {key: Word(**word) for key, word in content.get("words", {}).items()}
+        rest = {key: value for key, value in content.items() if key not in ("numbers", "words")}
+        return Profile(name=name, numbers=numbers, words=words, **rest)
     except (TypeError, KeyError, AttributeError) as e:
         raise ProfileError(
             f"profile {name} is not readable",
             cause=str(e),
-            action="give target, summary and numbers; every number has value and source",
+            action="give target, summary, numbers and, if any, words; every one has value and source",
         ) from e

@@ -20,6 +20,9 @@ TARGETS: Final[dict[str, Target]] = {
     microcontroller.NAME: microcontroller,
 }
 
+# What a target's own tool made, by the end of its name, and the custom operator in it that runs nowhere else.
+OWN_OPERATORS: Final[dict[str, str]] = {"_edgetpu": "edgetpu-custom-op", "_vela": "ethos-u", "_lut": "TFLM_DECODE"}
+
 
 def target(name: str) -> Target:
     """The target module of that name.

@@ -284,8 +284,8 @@ def test_an_unknown_target_is_named_with_the_nearest_one() -> None:
         ("mcu", {"precision": "float16"}, "targets.mcu.precision: mcu takes int8, int16x8, not float16"),
         ("gpu", {"io": "int8"}, "targets.gpu.io: gpu takes float32, not int8"),
         ("cpu", {"precision": "float16", "io": "int8"}, "targets.cpu.io: int8 is for int8 models; float16 ones keep"),
-        ("cpu", {"board": "cortex-m4"}, "targets.cpu.board: only mcu has boards"),
-        ("gpu", {"sparse": True}, "targets.gpu.sparse: gpu can't unpack weights"),
+        ("cpu", {"board": "cortex-m4"}, "targets.cpu.board: only mcu takes it"),
+        ("gpu", {"sparse": True}, "targets.gpu.sparse: only cpu takes it"),
         (
             "cpu",
             {"precision": "dynamic", "sparse": True},

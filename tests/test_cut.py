@@ -18,7 +18,7 @@ from edgebuild.export import convert, flatbuffer
 from edgebuild.export import cut as cutting
 from edgebuild.export.errors import ModelError
 from edgebuild.export.formats import IoType
-from edgebuild.export.interpreter import Interpreter
+from edgebuild.export.interpreter import Interpreter, encoded
 from edgebuild.pipeline import assemble, config, console, page, planner, report
 from edgebuild.pipeline.build import BuildResult, build
 from edgebuild.pipeline.errors import ConfigError
@@ -271,10 +271,10 @@ def test_parts_that_are_not_the_whole_are_found_out(tmp_path: Path) -> None:
     kernel = main.tensors[main.operators[1].inputs[1]].values()
     assert data.count(kernel.tobytes()) == 1
     other = Interpreter(data.replace(kernel.tobytes(), (-kernel).tobytes()))
-    encoded = list(other.encoded(SAMPLES))
-    assert len(cutting.prove(Interpreter(data), parts, encoded)) == len(encoded)
+    rows = list(encoded(other.flatbuffer, SAMPLES))
+    assert len(cutting.prove(Interpreter(data), parts, rows)) == len(rows)
     with pytest.raises(ModelError, match="output y0 of sample 0 differs"):
-        cutting.prove(other, parts, encoded)
+        cutting.prove(other, parts, rows)
 
 
 def project(folder: Path, targets: str) -> config.Project:
@@ -294,5 +294,5 @@ def test_without_a_cut_the_plan_has_the_tasks_and_keys_that_it_had(tmp_path: Pat
 
 @pytest.mark.parametrize("target", ["cpu", "mcu"])
 def test_a_target_without_an_accelerator_has_nothing_to_cut_for(target: str, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=f"{target} has no accelerator to cut for; edgetpu and gpu have"):
+    with pytest.raises(ConfigError, match=f"{target}.cut: only gpu and edgetpu take it"):
         project(tmp_path, f"{{{target}: {{cut: auto}}}}")

@@ -459,7 +459,7 @@ def test_targets_that_ask_for_the_same_edits_share_them(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("{cpu: {fix: auto}}", "cpu has no accelerator to edit for"),
+        ("{cpu: {fix: auto}}", "cpu.fix: only gpu and edgetpu take it"),
         ("{edgetpu: {fix: [hard_swosh]}}", "did you mean hard_swish"),
         ("{gpu: {fix: [mirror_pad]}}", "did you mean symmetric_pad"),
     ],

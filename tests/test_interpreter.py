@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from edgebuild.export.errors import ModelError
 from edgebuild.export.flatbuffer import Quantization, Tensor
-from edgebuild.export.interpreter import Interpreter, decode, encode
+from edgebuild.export.interpreter import Interpreter, decode, encode, encoded
 
 KWS_TOP1 = 0.887  # Of the reference int8 model on rows 200 to 499, from the fixtures' README, to three places.
 ROUNDING = 1e-5  # Of a scale step: x / scale and the way back are float32.
@@ -113,7 +113,7 @@ def test_predictions_do_not_depend_on_the_other_rows() -> None:
 def test_all_samples_are_encoded_as_each_would_be_alone() -> None:
     x, _ = kws(slice(0, 3))
     runner = interpreter()
-    inputs = list(runner.encoded({"input_1": x}))
+    inputs = list(encoded(runner.flatbuffer, {"input_1": x}))
     assert [sample["input_1"].shape for sample in inputs] == [(1, *x.shape[1:])] * 3
     for row, sample in enumerate(inputs):
         alone = encode(x[row : row + 1], runner.flatbuffer.inputs["input_1"])

@@ -26,7 +26,11 @@ DOORS = {  # The files that may import a package that crashes, leaks or changes 
     },
     "distributed": {"pipeline/execution/cluster.py", "pipeline/execution/cluster_worker.py"},
     "fsspec": {"pipeline/storage/shared_store.py"},
-    "tflite_micro": {"targets/microcontroller/arena.py", "targets/microcontroller/vectors.py"},
+    "tflite_micro": {
+        "targets/microcontroller/arena.py",
+        "targets/microcontroller/lut_child.py",
+        "targets/microcontroller/outputs.py",
+    },
     "tensorflow_model_optimization": {"pipeline/compress/tfmot.py"},
     "onnx2tf": {"pipeline/ingest/onnx/to_tf.py"},
     "onnxruntime": {"pipeline/ingest/onnx/runtime.py"},
@@ -48,10 +52,12 @@ ROOMS = {  # What a room of the pipeline knows of the rest of it.
     "storage": {"errors"},
     "stages": {
         "arrays",
+        "class_names",
         "compress",
         "figures",
         "fitting",
         "frozen",
+        "headway",
         "ingest",
         "intervals",
         "metrics",
@@ -112,7 +118,7 @@ def test_a_room_knows_only_what_it_stands_on(room: str) -> None:
 
 def test_what_stages_stand_on_is_in_the_digest_of_their_code() -> None:
     listed = {name.removeprefix("pipeline/").removesuffix(".py") for name in task._STAGE_CODE}
-    assert ROOMS["stages"] - {"task"} <= listed
+    assert ROOMS["stages"] - {"headway", "task"} <= listed  # Which say something, and decide nothing.
     assert all((ROOT / name).exists() for name in task._STAGE_CODE)
 
 

@@ -483,7 +483,7 @@ def test_only_gpu_has_runtimes_that_can_be_asked() -> None:
     settings = {"model": "m.h5", "targets": {"mcu": {"oracle": "required"}}}
     with pytest.raises(ConfigError) as caught:
         config.parse(settings)
-    assert "mcu.oracle: only gpu has runtimes that can be asked" in str(caught.value)
+    assert "mcu.oracle: only gpu takes it" in str(caught.value)
     with pytest.raises(ConfigError, match="only be asked about gpu"):
         check(projects.shared(MODEL), ["mcu"], oracle=True)
 

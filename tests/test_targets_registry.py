@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from typing import get_args
 
 import pytest
 
 from edgebuild.targets.errors import ProfileError, UnknownTargetError
-from edgebuild.targets.profile import load_profile, parse, profile_names
+from edgebuild.targets.microcontroller.npu import MEMORY_MODES, SYSTEMS, Accelerator
+from edgebuild.targets.profile import load_profile, parse, profile_names, profiles_of
 from edgebuild.targets.registry import TARGETS, target
 
 HEAVY = ("numpy", "yaml", "flatbuffers", "ai_edge_litert", "tflite_runtime", "tflite_micro", "tensorflow")
@@ -62,10 +64,47 @@ def test_cortex_m4_profile_is_the_generic_board() -> None:
     assert numbers["flash_bytes"].value == 1024 * 1024
 
 
-def test_every_number_of_every_profile_has_a_source() -> None:
-    numbers = [number for name in profile_names() for number in load_profile(name).numbers.values()]
-    assert len(numbers) > len(TARGETS)
-    assert all(number.source for number in numbers)
+def test_every_number_and_word_of_every_profile_has_a_source() -> None:
+    profiles = [load_profile(name) for name in profile_names()]
+    numbers = [number.source for profile in profiles for number in profile.numbers.values()]
+    words = [word.source for profile in profiles for word in profile.words.values()]
+    assert min(len(numbers), len(words)) > len(TARGETS)
+    assert all((*numbers, *words))
+
+
+def test_every_board_says_its_memories_its_clock_and_its_core() -> None:
+    boards = {profile.name: profile for profile in profiles_of("mcu")}
+    assert set(boards) == {
+        "cortex-m4",
+        "stm32l4r5zi",
+        "stm32h743zi",
+        "nrf52840",
+        "rp2040",
+        "arduino-nano-33-ble-sense",
+        "esp32-s3",
+        "cortex-m55-ethos-u55-128",
+        "cortex-m55-ethos-u55-256",
+        "cortex-m55-ethos-u65-256",
+        "cortex-m85-ethos-u85-256",
+    }
+    for name, board in boards.items():
+        assert set(board.numbers) == {"ram_bytes", "flash_bytes", "clock_hz"}, name
+        assert "core" in board.words, name
+
+
+@pytest.mark.parametrize("name", [name for name in profile_names() if "ethos" in name])
+def test_a_board_with_an_npu_says_what_vela_must_be_told(name: str) -> None:
+    words = {key: word.value for key, word in load_profile(name).words.items()}
+    assert words["npu"] in get_args(Accelerator)
+    assert words["npu"] in name
+    assert words["vela_system_config"] in SYSTEMS
+    assert words["vela_memory_mode"] in MEMORY_MODES
+
+
+def test_the_arena_of_a_chip_with_many_banks_has_the_largest_one() -> None:
+    ram = load_profile("stm32h743zi").numbers["ram_bytes"]
+    assert ram.value == 512 * 1024
+    assert "AXI SRAM" in ram.source
 
 
 def test_unknown_profile_names_the_nearest_one() -> None:
@@ -81,6 +120,11 @@ def test_unknown_profile_names_the_nearest_one() -> None:
         {"target": "cpu", "summary": "s", "numbers": {"ram_bytes": {"value": 1, "source": ""}}},
         {"target": "cpu", "summary": "s", "numbers": {"ram_bytes": {"value": "1", "source": "s"}}},
         {"target": "cpu", "summary": "s", "numbers": {}, "colour": "red"},
+        {"target": "mcu", "summary": "s", "numbers": {}, "words": {"core": {"value": "cortex-m4f", "source": ""}}},
+        {"target": "mcu", "summary": "s", "numbers": {}, "words": {"core": {"value": "cortex-m4"}}},
+        {"target": "mcu", "summary": "s", "numbers": {}, "words": {"core": {"value": "z80", "source": "s"}}},
+        {"target": "mcu", "summary": "s", "numbers": {}, "words": {"colour": {"value": "red", "source": "s"}}},
+        {"target": "mcu", "summary": "s", "numbers": {}, "words": {"npu": {"value": 55, "source": "s"}}},
         {"target": "cpu", "summary": "s"},
         [],
     ],

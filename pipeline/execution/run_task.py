@@ -167,12 +167,13 @@ def _require_sound(out: Path, title: str) -> None:
 
 
 def _require_running(file: Path) -> None:
-    """What a target's own compiler made runs there alone; it is read, and no more."""
+    """What a target's own tool made runs there alone; it is read, and no more."""
     from edgebuild.export import flatbuffer
     from edgebuild.export.interpreter import require_running
-    from edgebuild.targets.edgetpu.target import compiled_calls
+    from edgebuild.targets.registry import OWN_OPERATORS
 
-    if not (file.stem.endswith("_edgetpu") and compiled_calls(flatbuffer.read_file(file))):
+    own = {kind for end, kind in OWN_OPERATORS.items() if file.stem.endswith(end)}
+    if not (own and any(op.is_custom and op.kind in own for op in flatbuffer.read_file(file).main.operators)):
         require_running(file.read_bytes())
 
 

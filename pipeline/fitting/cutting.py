@@ -14,7 +14,7 @@ from edgebuild.export import cut as cutting
 from edgebuild.export import flatbuffer
 from edgebuild.export.cut import Part, Parts
 from edgebuild.export.errors import ModelError
-from edgebuild.export.interpreter import Interpreter
+from edgebuild.export.interpreter import Interpreter, encoded
 from edgebuild.pipeline.fitting.records import AFTER, BEFORE, MODEL, Cut, Link, PartFile, whole
 from edgebuild.targets.edgetpu import limits as edgetpu_limits
 from edgebuild.targets.edgetpu import target as edgetpu
@@ -90,8 +90,8 @@ def _unmapped(placement: Placement) -> frozenset[int]:
 
 def _proven(data: bytes, parts: Parts, samples: Mapping[str, NDArray[Any]]) -> list[dict[str, NDArray[Any]]]:
     complete = Interpreter(data)
-    encoded = list(complete.encoded(loader.choose(dict(samples), PROOF_SAMPLES)))
-    return cutting.prove(complete, [Interpreter(part.data) for part in parts.in_order], encoded)
+    rows = list(encoded(complete.flatbuffer, loader.choose(dict(samples), PROOF_SAMPLES)))
+    return cutting.prove(complete, [Interpreter(part.data) for part in parts.in_order], rows)
 
 
 def _vector(part: Part, values: Mapping[str, NDArray[Any]]) -> Vector:

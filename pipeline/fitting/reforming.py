@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from edgebuild.calibration import samples as loader
 from edgebuild.export import cut, flatbuffer
 from edgebuild.export.errors import ModelError
-from edgebuild.export.interpreter import Interpreter
+from edgebuild.export.interpreter import Interpreter, encoded
 from edgebuild.export.surgery import Surgeon
 from edgebuild.pipeline.fitting.edits import BY_NAME
 from edgebuild.pipeline.fitting.records import Taken
@@ -39,9 +39,9 @@ def reform(data: bytes, names: Sequence[str], samples: Mapping[str, NDArray[Any]
 def _difference(data: bytes, edited: bytes, samples: Mapping[str, NDArray[Any]]) -> str:
     """Why an edit does not hold; empty where it does."""
     before = Interpreter(data)
-    encoded = list(before.encoded(loader.choose(dict(samples), PROOF_SAMPLES)))
+    rows = list(encoded(before.flatbuffer, loader.choose(dict(samples), PROOF_SAMPLES)))
     try:
-        cut.prove(before, [Interpreter(edited)], encoded)
+        cut.prove(before, [Interpreter(edited)], rows)
     except ModelError as e:
         return e.what
     return ""

@@ -9,17 +9,21 @@ from __future__ import annotations
 from typing import Final
 
 from edgebuild.pipeline.compress import tf_config
+from edgebuild.pipeline.stages.firmware import compile_npu, emulate, lut, ready
 from edgebuild.pipeline.stages.flatbuffers import calibrate, convert, cut, reform, verify
 from edgebuild.pipeline.stages.models import adopt, compress, fix, ingest, reference, samples
 from edgebuild.pipeline.stages.parameters import (
     CompileParameters,
     ConvertParameters,
     EditParameters,
+    EmulateParameters,
     Labels,
+    LutParameters,
     Nothing,
     PlaceParameters,
     SamplesParameters,
     TargetParameters,
+    VelaParameters,
     VerifyParameters,
 )
 from edgebuild.pipeline.stages.shipping import compile_edgetpu, package, place, weigh
@@ -31,11 +35,14 @@ __all__ = (
     "CompileParameters",
     "ConvertParameters",
     "EditParameters",
+    "EmulateParameters",
     "Labels",
+    "LutParameters",
     "Nothing",
     "PlaceParameters",
     "SamplesParameters",
     "TargetParameters",
+    "VelaParameters",
     "VerifyParameters",
     "calibrate",
     "convert",
@@ -85,12 +92,22 @@ STAGES: Final[dict[str, Stage]] = {
         Stage(name="calibrate", version=1, function=calibrate, worker="tensorflow", tools=("tensorflow", "tf-keras")),
         Stage(name="convert", version=1, function=convert, worker="tensorflow", tools=("tensorflow", "tf-keras")),
         Stage(name="reform", version=1, function=reform, worker="light", tools=("tflite-runtime", "numpy")),
-        Stage(name="verify", version=3, function=verify, worker="light", tools=("tflite-runtime", "numpy")),
+        Stage(name="ready", version=1, function=ready, worker="light", tools=("tflite-runtime", "numpy")),
+        Stage(
+            name="verify",
+            version=4,
+            function=verify,
+            worker="light",
+            tools=("tflite-runtime", "tflite-micro", "numpy"),
+        ),
+        Stage(name="lut", version=1, function=lut, worker="light", tools=("tflite-micro", "numpy")),
         Stage(name="cut", version=1, function=cut, worker="light", tools=("tflite-runtime", "numpy")),
         Stage(name="compile", version=1, function=compile_edgetpu, worker="light", tools=()),
+        Stage(name="vela", version=1, function=compile_npu, worker="light", tools=("ethos-u-vela",)),
         Stage(name="place", version=1, function=place, worker="light", tools=("tflite-runtime", "numpy")),
         Stage(name="weigh", version=1, function=weigh, worker="light", tools=("edgebuild", "tflite-micro")),
         Stage(name="package", version=1, function=package, worker="light", tools=("edgebuild", "tflite-micro")),
+        Stage(name="emulate", version=1, function=emulate, worker="light", tools=()),
     )
 }
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from edgebuild.pipeline.arrays import load_arrays
+
+NAMED: Final = "named.tflite"  # A flatbuffer before its names were stripped, beside the one without them.
 
 
 def write_json(path: Path, value: object) -> None:

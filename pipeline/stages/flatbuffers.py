@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from edgebuild.calibration.errors import DataError
 from edgebuild.pipeline.arrays import load_arrays, save_arrays
+from edgebuild.pipeline.stages import running
 from edgebuild.pipeline.stages.files import model_inputs, named, write_json
 from edgebuild.pipeline.stages.parameters import (
     ConvertParameters,
@@ -105,36 +106,47 @@ def verify(parameters: VerifyParameters, inputs: Mapping[str, Path], out: Path) 
 
     `reference` is what the float model gives; without one, where the source is the artifact itself, there is neither
     agreement nor a float model's metric. With `source` that metric is the source's, and the reference is compressed.
+    Where a runtime other than tflite-runtime ran the artifact, `difference` says how far the two lie apart.
     """
-    from edgebuild.export import agreement
-    from edgebuild.export.interpreter import Interpreter
-    from edgebuild.pipeline import intervals, metrics
+    from edgebuild.export import agreement, flatbuffer
+    from edgebuild.export.interpreter import decoded, encoded
 
-    interpreter = Interpreter((inputs["artifact"] / "model.tflite").read_bytes())
+    data = (inputs["artifact"] / "model.tflite").read_bytes()
+    model = flatbuffer.read(data)
     arrays = load_arrays(inputs["samples"] / "samples.npz")
     labels = arrays.pop("labels", None)
     wanted = load_arrays(inputs["reference"] / "outputs.npz") if "reference" in inputs else None
-    got = interpreter.predict(arrays)  # By name: the flatbuffer's order of outputs is its own.
-    result: dict[str, Any] = {"agreement": asdict(agreement.compare(wanted, got)) if wanted else None, "metric": None}
+    rows = list(encoded(model, arrays))
+    results = running.run(parameters.runtime, data, model, rows)
+    got = decoded(model, arrays, results)  # By name: the flatbuffer's order of outputs is its own.
+    found: dict[str, Any] = {
+        "runtime": parameters.runtime,
+        "agreement": asdict(agreement.compare(wanted, got)) if wanted else None,
+        "metric": None,
+        "difference": None,
+    }
     if parameters.metric and labels is not None:
         source = load_arrays(inputs["source"] / "outputs.npz") if "source" in inputs else wanted
-        try:
-            float_score, score = (
-                metrics.score(parameters.metric, outputs, labels, parameters.output) if outputs else None
-                for outputs in (source, got)
-            )
-        except DataError as e:
-            raise DataError(f"data.evaluation: {e.what}", cause=e.cause, action=e.action) from e
-        interval = intervals.interval(parameters.metric, got, labels, parameters.output, asked=parameters.interval)
-        result["metric"] = {"float": float_score, "target": score, "interval": interval, "n": len(labels)}
-    write_json(out / "verify.json", result)
-    save_arrays(out / "vectors.npz", _vectors(interpreter, arrays))
+        found["metric"] = _metric(parameters, source, got, labels)
+    if parameters.runtime != running.SHIPPED:
+        shipped = running.run(running.SHIPPED, data, model, rows)
+        found["difference"] = asdict(agreement.difference(results, shipped))
+    write_json(out / "verify.json", found)
+    save_arrays(out / "vectors.npz", named(zip(rows[:VECTORS], results[:VECTORS], strict=True)))
 
 
-def _vectors(interpreter: Any, arrays: Mapping[str, Any]) -> dict[str, Any]:
-    """Native inputs and outputs of the first samples, named `0/in/<name>` and `0/out/<name>`."""
-    first = {name: array[:VECTORS] for name, array in arrays.items()}
-    return named((encoded, interpreter.run(encoded)) for encoded in interpreter.encoded(first))
+def _metric(parameters: VerifyParameters, source: Any, got: Mapping[str, Any], labels: Any) -> dict[str, Any]:
+    from edgebuild.pipeline import intervals, metrics
+
+    try:
+        float_score, score = (
+            metrics.score(parameters.metric, outputs, labels, parameters.output) if outputs else None
+            for outputs in (source, got)
+        )
+    except DataError as e:
+        raise DataError(f"data.evaluation: {e.what}", cause=e.cause, action=e.action) from e
+    interval = intervals.interval(parameters.metric, got, labels, parameters.output, asked=parameters.interval)
+    return {"float": float_score, "target": score, "interval": interval, "n": len(labels)}
 
 
 def cut(parameters: TargetParameters, inputs: Mapping[str, Path], out: Path) -> None:

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from edgebuild.export.formats import IoType, Precision
+from edgebuild.targets.microcontroller.emulation.machines import MachineName
+from edgebuild.targets.microcontroller.npu import Accelerator
+from edgebuild.targets.target import RuntimeName
 
 Labels: TypeAlias = Literal["required", "taken", "left"]
 
@@ -45,19 +48,21 @@ class EditParameters:
 class VerifyParameters:
     """How to measure, and of which output where there are several; an empty metric measures agreement alone.
 
-    `interval` asks for that of a function of the user's own; others have one anyway.
+    `interval` asks for that of a function of the user's own; others have one anyway. `runtime` runs the artifact.
     """
 
     metric: str
     output: str
     interval: bool = False
+    runtime: RuntimeName = "tflite-runtime"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TargetParameters:
-    """What an artifact is weighed or packaged for."""
+    """What an artifact is weighed or packaged for; `core` is that of the board, where one is known."""
 
     target: str
+    core: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,3 +85,29 @@ class PlaceParameters:
     runtime: str
     adapter: str
     required: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LutParameters:
+    """RAM that the arena may take, in KiB, None where nothing bounds it; and the board's core."""
+
+    ram_kib: float | None
+    core: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VelaParameters:
+    """Which Ethos-U, the memory around it in the words of Vela's configuration, and the core beside it."""
+
+    accelerator: Accelerator
+    system_config: str
+    memory_mode: str
+    core: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmulateParameters:
+    """QEMU's machine, and the versions of the tools: instructions depend on the compiler."""
+
+    machine: MachineName
+    tools: tuple[str, ...]

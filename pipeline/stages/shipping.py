@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgebuild.pipeline.arrays import load_arrays
-from edgebuild.pipeline.stages.files import model_inputs, pairs, write_json
+from edgebuild.pipeline.stages.files import NAMED, model_inputs, pairs, write_json
 from edgebuild.pipeline.stages.parameters import CompileParameters, PlaceParameters, TargetParameters
 
 if TYPE_CHECKING:
+    from edgebuild.export.flatbuffer import Flatbuffer
     from edgebuild.targets.target import Artifact, Compiled
 
 
@@ -26,7 +27,10 @@ def compile_edgetpu(parameters: CompileParameters, inputs: Mapping[str, Path], o
     data = (inputs["artifact"] / "model.tflite").read_bytes()
     (out / "files").mkdir()
     done = edgetpu_compiled.compile_artifact(compiler, data, beside, parameters.segments, out / "files")
-    write_json(out / "compiled.json", {"placement": asdict(done.placement), "memory": asdict(done.memory)})
+    write_json(
+        out / "compiled.json",
+        {"name": done.name, "placement": asdict(done.placement), "memory": asdict(done.memory)},
+    )
 
 
 def place(parameters: PlaceParameters, inputs: Mapping[str, Path], out: Path) -> None:
@@ -40,15 +44,22 @@ def place(parameters: PlaceParameters, inputs: Mapping[str, Path], out: Path) ->
 
 def weigh(parameters: TargetParameters, inputs: Mapping[str, Path], out: Path) -> None:
     """`artifact`, `verified` -> `figures.json` alone: of a step on the way, which does not ship."""
-    _write_figures(parameters.target, inputs, out)
+    _write_figures(parameters, inputs, out)
 
 
 def package(parameters: TargetParameters, inputs: Mapping[str, Path], out: Path) -> None:
-    """`artifact`, `verified`, perhaps `compiled` or `placed` -> `files/`, as the user gets them, and `figures.json`."""
+    """`artifact`, `verified`, perhaps `compiled` or `placed` -> `files/`, as the user gets them, and `figures.json`.
+
+    A source file `class_names` ships as `labels.txt`.
+    """
+    from edgebuild.pipeline import class_names
     from edgebuild.targets.registry import TARGETS
 
-    artifact = _write_figures(parameters.target, inputs, out)
+    artifact = _write_figures(parameters, inputs, out)
     (out / "files").mkdir()
+    if "class_names" in inputs:
+        artifact = replace(artifact, labels=class_names.read(inputs["class_names"], artifact.flatbuffer))
+        class_names.write(artifact.labels, out / "files")
     TARGETS[parameters.target].package(artifact, out / "files")
     _add_host_parts(inputs["artifact"], out / "files")
 
@@ -62,23 +73,29 @@ def _add_host_parts(artifact: Path, files: Path) -> None:
         (files / name).write_bytes((artifact / name).read_bytes())
 
 
-def _write_figures(name: str, inputs: Mapping[str, Path], out: Path) -> Artifact:
+def _write_figures(parameters: TargetParameters, inputs: Mapping[str, Path], out: Path) -> Artifact:
     """Measure an artifact for a target, add how it was made, and give it."""
     from edgebuild.pipeline import figures
     from edgebuild.pipeline.fitting.records import CUT
     from edgebuild.targets.registry import TARGETS
 
-    artifact = _artifact(inputs)
-    found = asdict(figures.of(artifact, TARGETS[name])) | json.loads((inputs["artifact"] / "route.json").read_bytes())
+    artifact = _artifact(inputs, parameters.core)
+    found = asdict(figures.of(artifact, TARGETS[parameters.target])) | _read(inputs["artifact"] / "route.json")
+    found |= {"gpu_run": _placed(inputs).get("run")}
     record = inputs["artifact"] / CUT
-    cut = {"cut": json.loads(record.read_bytes())} if record.exists() else {}
-    write_json(out / "figures.json", found | cut | {"gpu_run": _placed(inputs).get("run")})
+    found |= {"cut": _read(record)} if record.exists() else {}
+    if "compiled" in inputs:
+        raw = _read(inputs["compiled"] / "compiled.json")
+        found |= {kind: raw[kind] for kind in ("ethos_u", "lut") if kind in raw}
+    if artifact.compiled is not None:
+        sizes = [file.stat().st_size for file in artifact.compiled.folder.glob("*.tflite")]
+        found |= {"compiled_bytes": sum(sizes)}
+    write_json(out / "figures.json", found)
     return artifact
 
 
-def _artifact(inputs: Mapping[str, Path]) -> Artifact:
+def _artifact(inputs: Mapping[str, Path], core: str = "") -> Artifact:
     """A flatbuffer with its known answers, and what earlier stages found out of it."""
-    from edgebuild.export import flatbuffer
     from edgebuild.targets.placement import from_plain
     from edgebuild.targets.target import Artifact
 
@@ -88,25 +105,45 @@ def _artifact(inputs: Mapping[str, Path]) -> Artifact:
     placed = _placed(inputs)
     return Artifact(
         data=data,
-        flatbuffer=flatbuffer.read(data),
+        flatbuffer=_described(inputs["artifact"], data),
         vectors=pairs(load_arrays(vectors / "vectors.npz")) if vectors else (),
         compiled=_compiled(inputs["compiled"]) if "compiled" in inputs else None,
         placed=from_plain(placed["placement"]) if placed else None,
+        runtime=_read(inputs["verified"] / "verify.json")["runtime"] if "verified" in inputs else "tflite-runtime",
+        core=core,
     )
+
+
+def _described(artifact: Path, data: bytes) -> Flatbuffer:
+    """What stands in a flatbuffer, with the names that it had before they were stripped."""
+    from edgebuild.export import flatbuffer, strip
+
+    found = flatbuffer.read(data)
+    named = artifact / NAMED
+    return strip.with_names_of(found, flatbuffer.read_file(named)) if named.exists() else found
 
 
 def _placed(inputs: Mapping[str, Path]) -> dict[str, Any]:
     """What the stage `place` left, if there was one."""
-    found: dict[str, Any] = json.loads((inputs["placed"] / "placed.json").read_bytes()) if "placed" in inputs else {}
+    return _read(inputs["placed"] / "placed.json") if "placed" in inputs else {}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(path.read_bytes())
     return found
 
 
-def _compiled(entry: Path) -> Compiled:
-    """What the stage `compile` left."""
+def _compiled(entry: Path) -> Compiled | None:
+    """What a target's own tool made of the artifact; None where it left that as it is."""
     from edgebuild.targets.placement import from_plain
     from edgebuild.targets.target import Compiled, memory_from_plain
 
-    raw = json.loads((entry / "compiled.json").read_bytes())
+    raw = _read(entry / "compiled.json")
+    if not raw["name"]:
+        return None
     return Compiled(
-        folder=entry / "files", placement=from_plain(raw["placement"]), memory=memory_from_plain(raw["memory"])
+        name=raw["name"],
+        folder=entry / "files",
+        placement=from_plain(raw["placement"]),
+        memory=memory_from_plain(raw["memory"]),
     )

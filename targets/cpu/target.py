@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from edgebuild.export.flatbuffer import Flatbuffer
     from edgebuild.export.formats import IoType, Precision
-    from edgebuild.targets.target import Artifact
+    from edgebuild.targets.target import Artifact, RuntimeName
 
 NAME: str = "cpu"
 SUMMARY: str = "tflite-runtime on the CPU of a board or phone"
@@ -26,6 +26,13 @@ DENSE_PER_TENSOR: bool = False
 SPARSE: tuple[Precision, ...] = ("float32", "float16", "int8")
 FLASHED: bool = False
 HOST_RUNS: bool = True
+JUDGES: tuple[Precision, ...] = ()
+OPTIONS: frozenset[str] = frozenset({"sparse"})
+
+
+def runtime() -> RuntimeName | None:
+    """tflite-runtime itself."""
+    return "tflite-runtime"
 
 
 def place(model: Flatbuffer) -> Placement:

@@ -61,7 +61,7 @@ def compile_artifact(
     placement = place(model, [flatbuffer.read_file(out / each.output) for each in ours], ours, compiler.title)
     memory = edgetpu_memory.measured(ours)
     notes = (*findings(model, memory), *_streamed(theirs))
-    return Compiled(folder=out, placement=replace(placement, findings=notes), memory=memory)
+    return Compiled(name="edgetpu", folder=out, placement=replace(placement, findings=notes), memory=memory)
 
 
 def place(model: Flatbuffer, made: Sequence[Flatbuffer], logs: Sequence[ModelLog], compiler: str) -> Placement:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from edgebuild.export.flatbuffer import Flatbuffer
     from edgebuild.export.formats import IoType, Precision
-    from edgebuild.targets.target import Artifact, Memory
+    from edgebuild.targets.target import Artifact, Memory, RuntimeName
 
 NAME: str = "edgetpu"
 SUMMARY: str = "Coral Edge TPU, through its compiler and delegate"
@@ -35,11 +35,18 @@ DENSE_PER_TENSOR: bool = True  # The compiler is older than dense layers with a 
 SPARSE: tuple[Precision, ...] = ()
 FLASHED: bool = False
 HOST_RUNS: bool = False
+JUDGES: tuple[Precision, ...] = ()
+OPTIONS: frozenset[str] = frozenset({"cut", "fix", "segments", "with"})
 
 _READ_OFF: Final = f"the file itself: edgetpu_compiler made all that it maps one {COMPILED}"
 _LEFT: Final = Refusal(
     reason="edgetpu_compiler left it on the CPU", suggestion="check the file that the compiler was given: it says why"
 )
+
+
+def runtime() -> RuntimeName | None:
+    """tflite-runtime on the CPU stands in."""
+    return "tflite-runtime"
 
 
 def place(model: Flatbuffer) -> Placement:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from edgebuild.export.flatbuffer import Flatbuffer, Subgraph
     from edgebuild.export.formats import IoType, Precision
     from edgebuild.targets.gpu.half import Ranges
-    from edgebuild.targets.target import Artifact
+    from edgebuild.targets.target import Artifact, RuntimeName
 
 NAME: str = "gpu"
 SUMMARY: str = "TFLite GPU delegate on phones and boards"
@@ -31,6 +31,13 @@ DENSE_PER_TENSOR: bool = False
 SPARSE: tuple[Precision, ...] = ()
 FLASHED: bool = False
 HOST_RUNS: bool = False
+JUDGES: tuple[Precision, ...] = ()
+OPTIONS: frozenset[str] = frozenset({"cut", "fix", "oracle"})
+
+
+def runtime() -> RuntimeName | None:
+    """tflite-runtime on the CPU stands in."""
+    return "tflite-runtime"
 
 
 def place(model: Flatbuffer, ranges: Ranges | None = None) -> Placement:

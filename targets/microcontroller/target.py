@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from edgebuild.targets.errors import PlacementError
+from edgebuild.export.errors import ModelError
 from edgebuild.targets.evidence import Figure
+from edgebuild.targets.microcontroller.refusal import findings
 from edgebuild.targets.microcontroller.rules import TABLE
 from edgebuild.targets.placement import Placement, predicted
 from edgebuild.targets.target import Memory
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from edgebuild.export.flatbuffer import Flatbuffer
     from edgebuild.export.formats import IoType, Precision
-    from edgebuild.targets.target import Artifact
+    from edgebuild.targets.target import Artifact, RuntimeName
 
 NAME: str = "mcu"
 SUMMARY: str = "TFLite Micro on a microcontroller"
@@ -26,25 +29,58 @@ DENSE_PER_TENSOR: bool = True  # Firmware of some years ago reads the first scal
 SPARSE: tuple[Precision, ...] = ()
 FLASHED: bool = True
 HOST_RUNS: bool = False
+JUDGES: tuple[Precision, ...] = ("int8", "int16x8", "float32", "float16", "dynamic")
+OPTIONS: frozenset[str] = frozenset({"board", "lut", "tflm", "max_cycles", "max_sram_kib", "max_cpu_operators"})
 
 ARENA_MARGIN: Final = 0.15
 ARENA_ALIGNMENT: Final = 16
-# TFLM's core is said to fit in 16 KB on a Cortex-M3 (https://ai.google.dev/edge/litert/microcontrollers/overview); what
-# a kernel takes is a choice of ours, on the safe side of optimised ones. Only the linker knows.
-RUNTIME_CODE_BYTES: Final = 16 * 1024
-KERNEL_CODE_BYTES: Final = 8 * 1024
+RUNTIMES: Final[Mapping[RuntimeName, str]] = {  # As firmware files name what gave their expected outputs.
+    "tflite-micro": "TFLite Micro on the host",
+    "tflite-runtime": "tflite-runtime, from which TFLite Micro may differ by some steps of the scale",
+}
+
+
+def runtime() -> RuntimeName | None:
+    """TFLM on this host, in a child process, where its wheel is installed."""
+    from edgebuild.targets.microcontroller import tflm
+
+    return "tflite-micro" if tflm.installed() else None
 
 
 def place(model: Flatbuffer) -> Placement:
     """Predict what TFLM runs; nothing runs the rest."""
-    return predicted("tflite-micro", "", len(model.main.operators), TABLE.refused(model), TABLE.source)
+    found = predicted("tflite-micro", "", len(model.main.operators), TABLE.refused(model), TABLE.source)
+    return replace(found, findings=findings(model))
 
 
 def memory(artifact: Artifact) -> Memory:
-    """The arena to give the model, margin included, and its flash with an allowance for TFLM's code."""
+    """The arena to give the model, margin included, and its flash with an estimate of TFLM's code on the core."""
+    if artifact.compiled is not None:
+        return artifact.compiled.memory
+    return _memory(artifact.data, artifact.flatbuffer, artifact.core)
+
+
+def _memory(data: bytes, model: Flatbuffer, core: str) -> Memory:
     from edgebuild.targets.microcontroller import tflm
 
-    return Memory(arena_bytes=with_margin(tflm.arena(artifact.data)), flash_bytes=_flash(artifact))
+    least = tflm.arena(data)
+    flash_bytes = in_flash(len(data), code(model, core))
+    return Memory(arena_bytes=with_margin(least), flash_bytes=flash_bytes, least_arena_bytes=least)
+
+
+def in_tables(data: bytes, core: str) -> tuple[Placement, Memory]:
+    """What is known of a model whose weights were put into tables, which TFLM alone runs."""
+    from edgebuild.export import flatbuffer
+
+    model = flatbuffer.read(data)
+    return place(model), _memory(data, model, core)
+
+
+def in_flash(model_bytes: int, code: Figure) -> Figure:
+    """What a model takes of program storage with its code."""
+    if code.value is None:
+        return code
+    return replace(code, value=model_bytes + code.value, note=f"the model's {model_bytes:,} bytes, and {code.note}")
 
 
 def with_margin(arena: Figure) -> Figure:
@@ -60,47 +96,51 @@ def with_margin(arena: Figure) -> Figure:
     return Figure(value=size, evidence=arena.evidence, note=note)
 
 
-def _flash(artifact: Artifact) -> Figure:
-    kinds = {operator.kind for graph in artifact.flatbuffer.subgraphs for operator in graph.operators}
-    code = RUNTIME_CODE_BYTES + KERNEL_CODE_BYTES * len(kinds)
-    note = f"the model's {len(artifact.data):,} bytes and an allowance of {code:,} for TFLM with {len(kinds)} kernels"
-    return Figure(value=len(artifact.data) + code, evidence="predicted", note=note)
+def largest_arena(limit_bytes: int) -> int:
+    """The largest arena without its margin that holds to a limit with it."""
+    return int(limit_bytes // ARENA_ALIGNMENT * ARENA_ALIGNMENT / (1 + ARENA_MARGIN))
+
+
+def code(model: Flatbuffer, core: str) -> Figure:
+    """What the code that runs a model takes of program storage; `core` is empty where none is named."""
+    from edgebuild.targets.microcontroller import code_size
+
+    return code_size.estimate({op.kind for graph in model.subgraphs for op in graph.operators}, core)
 
 
 def package(artifact: Artifact, out: Path) -> None:
     """Write `model.tflite` and the sources a firmware project includes.
 
+    With an Ethos-U, or weights in tables, these hold what was made of the model, `model_vela.tflite` or
+    `model_lut.tflite`, and vectors of the model before that.
+
     Raises:
-        PlacementError: TFLM can't run the model, or C++ has no such element type.
+        ModelError: TFLM can't run the model.
+        PlacementError: TFLM has no such operator, or C++ has no such element type.
     """
-    from edgebuild.targets.microcontroller import firmware, tflm
+    from edgebuild.export import flatbuffer
+    from edgebuild.targets.microcontroller import firmware
 
-    arena = tflm.arena(artifact.data)
-    _require_runnable(artifact, arena)
-    vectors, origin = tflm.golden(artifact)
-    files = {
-        "model.h": firmware.model_header(),
-        "model.cc": firmware.model_source(artifact.data),
-        "op_resolver.h": firmware.op_resolver(artifact.flatbuffer),
-        "model_settings.h": firmware.model_settings(artifact.flatbuffer, with_margin(arena), artifact.labels),
-        "test_vector.h": firmware.vectors_header(artifact.flatbuffer, vectors, origin),
-    }
+    needs = memory(artifact)
+    shipped, model = artifact.data, artifact.flatbuffer
+    if artifact.compiled is not None:
+        (file,) = artifact.compiled.folder.iterdir()
+        shipped = file.read_bytes()
+        model = flatbuffer.read(shipped)
+        (out / file.name).write_bytes(shipped)
+    elif needs.arena_bytes.value is None and runtime():
+        cause, action = needs.arena_bytes.note, "change the layer it names"
+        raise ModelError("TFLite Micro can't run the model", cause=cause, action=action)
+    texts = firmware.files(
+        model,
+        shipped,
+        needs,
+        artifact.vectors,
+        RUNTIMES[artifact.runtime],
+        artifact.labels,
+        verified=artifact.flatbuffer,
+        npu=artifact.compiled.name if artifact.compiled else "",
+    )
     (out / "model.tflite").write_bytes(artifact.data)
-    for name, text in files.items():
+    for name, text in texts.items():
         (out / name).write_text(text, encoding="utf-8", newline="\n")
-
-
-def _require_runnable(artifact: Artifact, arena: Figure) -> None:
-    """Nothing takes over what TFLM lacks, so a model it refuses never becomes firmware."""
-    from edgebuild.targets.microcontroller import tflm
-
-    refused = place(artifact.flatbuffer).unmapped
-    if refused:
-        first = refused[0]
-        raise PlacementError(
-            f"TFLite Micro can't run operator {first.operator} ({first.kind}, {first.tensor})",
-            cause=f"{first.reason}; {len(refused)} of the model's operators are refused",
-            action=first.suggestion or "replace the layer",
-        )
-    if arena.value is None and tflm.installed():
-        raise PlacementError("TFLite Micro refuses the model", cause=arena.note, action="change the layer it names")

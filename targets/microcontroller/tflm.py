@@ -3,28 +3,32 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
-import subprocess
 import tempfile
-from functools import lru_cache
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache, partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final
 
 from edgebuild.export.errors import ModelError
+from edgebuild.targets import leash
 from edgebuild.targets.evidence import Figure, unavailable
 from edgebuild.targets.tools import python_module
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
-    from edgebuild.targets.target import Artifact
+    from edgebuild.export.flatbuffer import Flatbuffer
 
-    Vectors: TypeAlias = tuple[tuple[Mapping[str, NDArray[Any]], Mapping[str, NDArray[Any]]], ...]
 
 TIMEOUT_S: Final = 120
+MEMORY_BYTES: Final = 2**30  # Sixteen times the largest arena that is tried.
+SLICE: Final = 100  # Samples to a child: few enough to say how far it is, many enough to hide its start.
+_MOST_CHILDREN: Final = min(4, len(os.sched_getaffinity(0)))
 HOST_NOTE: Final = "the smallest arena TFLM runs in on this host, with 64-bit pointers"
 MISSING: Final = "tflite-micro is not installed; pip install 'edgebuild[mcu]' (Linux x86-64, Python 3.11)"
 
@@ -42,80 +46,74 @@ def arena(model: bytes) -> Figure:
 # The memory gate and the firmware files ask for the same model within one build.
 @lru_cache(maxsize=4)
 def _measured_arena(model: bytes) -> Figure:
-    answer, why = _child("edgebuild.targets.microcontroller.arena", model=model)
+    answer, why = child("edgebuild.targets.microcontroller.arena", model=model)
     if why:
         return unavailable(why)
     return Figure(value=int(json.loads(answer)["arena_bytes"]), evidence="simulated", note=HOST_NOTE)
 
 
-def golden(artifact: Artifact) -> tuple[Vectors, str]:
-    """Test vectors with the outputs TFLM gives, and the name of the runtime that gave them.
+def outputs(
+    model: bytes, described: Flatbuffer, rows: Sequence[Mapping[str, NDArray[Any]]]
+) -> Iterator[list[dict[str, NDArray[Any]]]]:
+    """What TFLM gives for samples in the model's own types, by name, some at a time and in order.
 
-    TFLM is not bit-equal to tflite-runtime, so a board can match its own runtime's outputs only. Where TFLM can't run
-    here the vectors keep the outputs of tflite-runtime.
+    Raises:
+        ModelError: TFLM can't run the model, in its own words; or it took too long.
     """
-    if not artifact.vectors:
-        return (), "no runtime: there are none"
-    if not installed():
-        return artifact.vectors, _origin("tflite-micro is not installed")
-    with tempfile.TemporaryDirectory() as folder:
-        _write_inputs(artifact, Path(folder))
-        _, why = _child("edgebuild.targets.microcontroller.vectors", folder)
-        if why:
-            return artifact.vectors, _origin(why)
-        return _read_outputs(artifact, Path(folder)), "TFLite Micro on the host"
+    slices = [rows[start : start + SLICE] for start in range(0, len(rows), SLICE)]
+    with ThreadPoolExecutor(min(len(slices) or 1, _MOST_CHILDREN)) as pool:
+        yield from pool.map(partial(_outputs, model, described), slices)
 
 
-def _origin(why: str) -> str:
-    return f"tflite-runtime, from which TFLite Micro may differ by some steps of the scale ({why})"
-
-
-def _write_inputs(artifact: Artifact, folder: Path) -> None:
+def _outputs(
+    model: bytes, described: Flatbuffer, rows: Sequence[Mapping[str, NDArray[Any]]]
+) -> list[dict[str, NDArray[Any]]]:
     import numpy as np
 
-    model = artifact.flatbuffer
-    arrays: dict[str, Any] = {
-        f"{vector}_{model.main.inputs.index(tensor.index)}": inputs[name]
-        for vector, (inputs, _) in enumerate(artifact.vectors)
-        for name, tensor in model.inputs.items()
+    arrays = {
+        str(described.main.inputs.index(tensor.index)): np.stack([row[name] for row in rows])
+        for name, tensor in described.inputs.items()
     }
-    counts = {"vectors": len(artifact.vectors), "inputs": len(model.main.inputs), "outputs": len(model.main.outputs)}
-    (folder / "model.tflite").write_bytes(artifact.data)
-    np.savez(folder / "inputs.npz", **arrays, **{name: np.asarray(count) for name, count in counts.items()})
-
-
-def _read_outputs(artifact: Artifact, folder: Path) -> Vectors:
-    import numpy as np
-
-    model = artifact.flatbuffer
-    with np.load(folder / "outputs.npz") as outputs:
-        return tuple(
-            (
-                inputs,
-                {
-                    name: outputs[f"{vector}_{model.main.outputs.index(tensor.index)}"]
-                    for name, tensor in model.outputs.items()
-                },
+    with tempfile.TemporaryDirectory(prefix="edgebuild-") as name:
+        folder = Path(name)
+        (folder / "model.tflite").write_bytes(model)
+        np.savez(folder / "inputs.npz", **arrays)
+        _, why = child("edgebuild.targets.microcontroller.outputs", name, str(len(described.main.outputs)))
+        if why:
+            raise ModelError(
+                "TFLite Micro can't run the model", cause=why, action="change the layer it names, or its inputs"
             )
-            for vector, (inputs, _) in enumerate(artifact.vectors)
-        )
+        with np.load(folder / "outputs.npz") as found:
+            columns = {
+                name: found[str(described.main.outputs.index(tensor.index))]
+                for name, tensor in described.outputs.items()
+            }
+    return [{name: column[row] for name, column in columns.items()} for row in range(len(rows))]
 
 
-def _child(module: str, *arguments: str, model: bytes = b"") -> tuple[bytes, str]:
+def child(module: str, *arguments: str, model: bytes = b"") -> tuple[bytes, str]:
     """Run one of our modules apart; what it printed, and why TFLM refused (empty where it did not).
 
     Raises:
         ModelError: it took too long or was killed, which says more of this machine's load than of the model.
+        ToolMissingError: this machine can't bound a program.
     """
-    try:
-        done = subprocess.run(
-            python_module(module, *arguments), input=model, capture_output=True, check=False, timeout=TIMEOUT_S
-        )
-    except subprocess.TimeoutExpired as e:
-        raise _unfinished(f"it did not finish within {TIMEOUT_S} s") from e
-    if done.returncode == -signal.SIGKILL:
+    command = python_module(module, *arguments)
+    done = leash.run(
+        command,
+        seconds=TIMEOUT_S,
+        memory_bytes=MEMORY_BYTES,
+        folder=Path(tempfile.gettempdir()),
+        given=model,
+        apart=True,
+    )
+    if done.returncode == leash.TIMED_OUT:
+        raise _unfinished(f"it did not finish within {TIMEOUT_S} s")
+    signalled = done.returncode - 128
+    if signalled == signal.SIGKILL:
         raise _unfinished("it was killed: the machine may be out of memory")
-    return done.stdout, _cause(done.returncode, done.stderr.decode("utf-8", "replace")) if done.returncode else ""
+    ended = -signalled if signalled in set(signal.Signals) else done.returncode
+    return done.stdout, _cause(ended, done.stderr.decode("utf-8", "replace")) if ended else ""
 
 
 def _unfinished(cause: str) -> ModelError:

@@ -1,0 +1,5 @@
+"""The folder a firmware project includes: the model as C++ sources, its settings, test vectors and how to build them."""
+
+from edgebuild.targets.microcontroller.firmware.package import files
+
+__all__ = ["files"]
