@@ -11,7 +11,7 @@ TORCH := $(VENV)/.torch
 GPU := $(VENV)/gpu
 SWIFTSHADER := $(abspath $(GPU))/swiftshader/usr/lib/chromium
 
-.PHONY: demo test test-gpu check lint types clean
+.PHONY: demo test test-gpu firmware-tools check lint types clean
 
 demo: $(READY)
 	$(BIN)/edgebuild demo
@@ -24,6 +24,11 @@ test-gpu: $(READY)
 		EDGEBUILD_LITERT=$(abspath $(GPU))/bin/python LD_LIBRARY_PATH=$(SWIFTSHADER) \
 		VK_ICD_FILENAMES=$(SWIFTSHADER)/vk_swiftshader_icd.json $(BIN)/python -m pytest -m gpu_runtime tests/test_targets_gpu.py; \
 	else echo "LiteRT or SwiftShader can't be had here: the tests that ask a GPU runtime did not run"; fi
+
+# Debian's cross compiler and QEMU, for the tests that link a firmware package and run it.
+firmware-tools:
+	apt-get --quiet=2 update
+	apt-get --quiet=2 --yes install gcc-arm-none-eabi libnewlib-arm-none-eabi libstdc++-arm-none-eabi-newlib qemu-system-arm
 
 check: lint types
 

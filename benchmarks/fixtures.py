@@ -38,6 +38,7 @@ class Fixture:
     model: Path
     calibration: Mapping[str, NDArray[Any]]
     evaluation: Mapping[str, NDArray[Any]]
+    metric: str = "top1"
 
 
 def require() -> None:
@@ -64,6 +65,37 @@ def resnet8() -> Fixture:
         calibration={"input_1": data["x_train"][:200].astype(np.float32)},
         evaluation={"input_1": data["x_test"][:300].astype(np.float32), "labels": data["y_test"][:300]},
     )
+
+
+def ad01() -> Fixture:
+    """Anomaly detection, an autoencoder: windows of five frames, judged by how far they come out from themselves."""
+    recording = FIXTURES / "ad01_toycar" / "normal_id_01_00000000_hist_librosa.bin"
+    frames = np.fromfile(recording, np.float32).reshape(200, 128)
+    windows = np.stack([frames[i : i + 5].ravel() for i in range(196)])
+    return Fixture(
+        model=FIXTURES / "ad01_toycar" / "ad01.h5",
+        calibration={"x": windows[::2]},
+        evaluation={"x": windows[1::2], "labels": windows[1::2]},
+        metric="mse",
+    )
+
+
+def str_ww() -> Fixture:
+    """A wake word in streaming."""
+    data = np.load(FIXTURES / "str_ww" / "calibration_samples.npz")
+    samples = data["specs"].astype(np.float32)
+    return Fixture(
+        model=FIXTURES / "str_ww" / "str_ww_ref_model.h5",
+        calibration={"x": samples},
+        evaluation={"x": samples, "labels": data["labels"]},
+    )
+
+
+def demo() -> Fixture:
+    """The model that `edgebuild demo` builds."""
+    folder = Path(__file__).resolve().parents[1] / "pipeline" / "demo"
+    with np.load(folder / "calibration.npz") as calibration, np.load(folder / "evaluation.npz") as evaluation:
+        return Fixture(model=folder / "digits.h5", calibration=dict(calibration), evaluation=dict(evaluation))
 
 
 def lay_out(fixture: Fixture, folder: Path) -> None:

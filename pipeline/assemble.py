@@ -178,8 +178,7 @@ def _target(
     firmware = _firmware(name, raw, verified, export, outcome)
     memory = memory_from_plain(raw["memory"])
     if firmware is not None:
-        flashed_bytes = raw.get("compiled_bytes", raw["size_bytes"]["value"])
-        memory = firmware_report.refined(memory, firmware, flashed_bytes)
+        memory = firmware_report.refined(memory, firmware)
     latency = latencies[export.packaged]
     run = _gpu_run(raw.get("gpu_run"))
     judged = gates.judge(

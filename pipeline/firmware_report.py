@@ -45,16 +45,16 @@ def of(figures: Mapping[str, Any], verified: Mapping[str, Any], emulated: Mappin
     return TypeAdapter(FirmwareReport).validate_python(raw)
 
 
-def refined(memory: Memory, found: FirmwareReport, model_bytes: int) -> Memory:
+def refined(memory: Memory, found: FirmwareReport) -> Memory:
     """Memory with what an emulated core showed: the linked program's flash, and no smaller arena than it needed."""
     run = found.emulation
     if run is None:
         return memory
     code = f"{run.code_bytes:,} of TFLM's code as linked for {run.core}"
     flash = Figure(
-        value=model_bytes + run.code_bytes,
+        value=run.model_bytes + run.code_bytes,
         evidence="simulated",
-        note=f"the model's {model_bytes:,} bytes, and {code}",
+        note=f"the model's {run.model_bytes:,} bytes, and {code}",
     )
     return replace(memory, flash_bytes=flash)
 

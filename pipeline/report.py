@@ -101,7 +101,7 @@ class Entry:
 
     `entropy_bytes` is what an ideal coder of single values needs for all weights of two or more dimensions, and
     `weights` are these one by one, measured in the file. `arena_bytes` is working memory, and `compiled_bytes` what a
-    target's own tool made of the file, which ships in its place.
+    target's own tool made of the file, which ships in its place, with the code that alone reads it.
     """
 
     step: str

@@ -12,11 +12,10 @@ import pytest
 
 from edgebuild.export.errors import ModelError
 from edgebuild.export.flatbuffer import read
-from edgebuild.targets.errors import PlacementError
 from edgebuild.targets.evidence import Figure, unavailable
 from edgebuild.targets.microcontroller import arena as tflm_arena
+from edgebuild.targets.microcontroller import code_size, tflm
 from edgebuild.targets.microcontroller import target as microcontroller
-from edgebuild.targets.microcontroller import tflm
 from edgebuild.targets.registry import target
 from edgebuild.targets.target import Artifact
 
@@ -64,7 +63,7 @@ def test_a_child_that_takes_too_long_is_a_failure_and_no_figure(monkeypatch: pyt
 
 @needs_tflm
 def test_firmware_is_refused_for_a_model_tflm_refuses(tmp_path: Path) -> None:
-    with pytest.raises(PlacementError) as caught:
+    with pytest.raises(ModelError) as caught:
         target("mcu").package(artifact("kws/ref_dynrange.tflite"), tmp_path)
     assert caught.value.action
     assert not list(tmp_path.iterdir())
@@ -138,15 +137,15 @@ def test_bisection_never_tries_less_than_the_floor() -> None:
     assert min(tried) == tflm_arena.FLOOR_BYTES
 
 
-def test_flash_is_the_model_and_an_allowance_for_code_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_flash_is_the_model_and_an_estimate_of_code_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tflm, "arena", lambda _: unavailable("not asked for"))
     model = artifact("kws/ref_int8.tflite")
     flash = target("mcu").memory(model).flash_bytes
-    kernels = len({operator.kind for operator in model.flatbuffer.main.operators})
-    code = microcontroller.RUNTIME_CODE_BYTES + kernels * microcontroller.KERNEL_CODE_BYTES
-    assert (flash.value, flash.evidence) == (len(model.data) + code, "predicted")
+    code = code_size.estimate({operator.kind for operator in model.flatbuffer.main.operators}, "")
+    assert code.value is not None
+    assert (flash.value, flash.evidence) == (len(model.data) + code.value, "predicted")
     assert f"{len(model.data):,}" in flash.note
-    assert f"{code:,}" in flash.note
+    assert f"{code.value:,}" in flash.note
 
 
 @pytest.mark.parametrize("name", ["cpu", "gpu", "edgetpu"])
@@ -158,29 +157,27 @@ def test_other_targets_invent_no_figure(name: str) -> None:
 
 
 @needs_tflm
-def test_golden_outputs_come_from_tflm_in_the_interpreters_order() -> None:
+def test_outputs_come_from_tflm_sample_by_sample_whatever_the_slices(monkeypatch: pytest.MonkeyPatch) -> None:
     from tflite_micro import runtime
 
     bare = artifact("resnet8_cifar10/pretrainedResnet_quant.tflite")
-    image = np.random.default_rng(0).integers(-128, 128, (1, 32, 32, 3)).astype(np.int8)
-    given = dict.fromkeys(bare.flatbuffer.inputs, image)
-    wrong = {name: np.zeros(made.shape, np.int8) for name, made in bare.flatbuffer.outputs.items()}
-    vectors, origin = tflm.golden(
-        Artifact(data=bare.data, flatbuffer=bare.flatbuffer, vectors=((given, wrong), (given, wrong)))
-    )
+    images = np.random.default_rng(0).integers(-128, 128, (5, 1, 32, 32, 3)).astype(np.int8)
+    (name,) = bare.flatbuffer.inputs
+    monkeypatch.setattr(tflm, "SLICE", 2)
+    slices = list(tflm.outputs(bare.data, bare.flatbuffer, [{name: image} for image in images]))
+    assert [len(some) for some in slices] == [2, 2, 1]
     interpreter = runtime.Interpreter.from_bytes(bare.data, arena_size=2**20)
-    interpreter.set_input(image, 0)
-    interpreter.invoke()
-    expected = interpreter.get_output(0)
-    assert expected.any()
-    assert all((output == expected).all() for _, outputs in vectors for output in outputs.values())
-    assert "TFLite Micro" in origin
+    for image, outputs in zip(images, (row for some in slices for row in some), strict=True):
+        interpreter.set_input(image, 0)
+        interpreter.invoke()
+        (output,) = outputs.values()
+        assert (output == interpreter.get_output(0)).all()
 
 
-def test_golden_keeps_the_given_outputs_without_the_wheel_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tflm, "installed", lambda: False)
-    bare = artifact("kws/ref_int8.tflite")
-    vectors = (({"x": np.zeros(1)}, {"y": np.ones(1)}),)
-    kept, origin = tflm.golden(Artifact(data=bare.data, flatbuffer=bare.flatbuffer, vectors=vectors))
-    assert kept is vectors
-    assert origin.startswith("tflite-runtime")
+@needs_tflm
+def test_outputs_of_a_model_that_tflm_refuses_are_a_failure_in_its_words() -> None:
+    bare = artifact("kws/ref_dynrange.tflite")
+    (name,) = bare.flatbuffer.inputs
+    with pytest.raises(ModelError, match="can't run") as caught:
+        list(tflm.outputs(bare.data, bare.flatbuffer, [{name: np.zeros((1, 49, 10, 1), np.float32)}]))
+    assert "Hybrid models are not supported" in caught.value.cause

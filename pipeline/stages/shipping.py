@@ -88,10 +88,15 @@ def _write_figures(parameters: TargetParameters, inputs: Mapping[str, Path], out
         raw = _read(inputs["compiled"] / "compiled.json")
         found |= {kind: raw[kind] for kind in ("ethos_u", "lut") if kind in raw}
     if artifact.compiled is not None:
-        sizes = [file.stat().st_size for file in artifact.compiled.folder.glob("*.tflite")]
-        found |= {"compiled_bytes": sum(sizes)}
+        found |= {"compiled_bytes": _compiled_bytes(artifact.compiled, found.get("lut"))}
     write_json(out / "figures.json", found)
     return artifact
+
+
+def _compiled_bytes(compiled: Compiled, lut: Mapping[str, Any] | None) -> int:
+    """What was made of the artifact, with the code that alone reads it."""
+    size_bytes = sum(file.stat().st_size for file in compiled.folder.glob("*.tflite"))
+    return size_bytes + (lut["decoder_code_bytes"] if lut else 0)
 
 
 def _artifact(inputs: Mapping[str, Path], core: str = "") -> Artifact:

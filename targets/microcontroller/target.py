@@ -122,12 +122,12 @@ def package(artifact: Artifact, out: Path) -> None:
     from edgebuild.targets.microcontroller import firmware
 
     needs = memory(artifact)
-    shipped, model = artifact.data, artifact.flatbuffer
+    shipped, model, name = artifact.data, artifact.flatbuffer, "model.tflite"
     if artifact.compiled is not None:
         (file,) = artifact.compiled.folder.iterdir()
-        shipped = file.read_bytes()
+        shipped, name = file.read_bytes(), file.name
         model = flatbuffer.read(shipped)
-        (out / file.name).write_bytes(shipped)
+        (out / name).write_bytes(shipped)
     elif needs.arena_bytes.value is None and runtime():
         cause, action = needs.arena_bytes.note, "change the layer it names"
         raise ModelError("TFLite Micro can't run the model", cause=cause, action=action)
@@ -139,8 +139,9 @@ def package(artifact: Artifact, out: Path) -> None:
         RUNTIMES[artifact.runtime],
         artifact.labels,
         verified=artifact.flatbuffer,
-        npu=artifact.compiled.name if artifact.compiled else "",
+        file=name,
+        made_for=artifact.compiled.name if artifact.compiled else "",
     )
     (out / "model.tflite").write_bytes(artifact.data)
-    for name, text in texts.items():
-        (out / name).write_text(text, encoding="utf-8", newline="\n")
+    for path, text in texts.items():
+        (out / path).write_text(text, encoding="utf-8", newline="\n")

@@ -11,6 +11,9 @@ MicroInterpreter::MicroInterpreter(const Model* model, const MicroOpResolver& re
                                    MicroProfilerInterface* profiler)
     : model_(model), resolver_(resolver), arena_(arena), arena_bytes_(arena_bytes), profiler_(profiler) {
   (void)variables;
+#if defined(TF_LITE_STRIP_ERROR_STRINGS)
+  profiler_ = nullptr;
+#endif
 }
 
 char* MicroInterpreter::Take(std::size_t bytes) {
@@ -37,16 +40,12 @@ TfLiteStatus MicroInterpreter::AllocateTensors() {
     const std::size_t bytes = i == 0 ? elements : elements * 4;
     outputs_[i] = {{Take(bytes)}, bytes};
   }
-  if (used_ + model_->hidden_bytes > arena_bytes_) {
-    MicroPrintf("the arena has %d bytes and %d are missing", static_cast<int>(arena_bytes_),
-                static_cast<int>(used_ + model_->hidden_bytes - arena_bytes_));
+  const int missing = static_cast<int>(used_) + model_->hidden_bytes - static_cast<int>(arena_bytes_);
+  if (missing > 0) {
+    MicroPrintf("the arena has %d bytes and %d are missing", static_cast<int>(arena_bytes_), missing);
     return kTfLiteError;
   }
   return kTfLiteOk;
-}
-
-std::int32_t MicroInterpreter::Apply(const Operator& step, std::int32_t value) const {
-  return resolver_.Find(step.code)->apply(value, step.operand);
 }
 
 TfLiteStatus MicroInterpreter::Invoke() {
@@ -56,8 +55,9 @@ TfLiteStatus MicroInterpreter::Invoke() {
   }
   for (std::size_t o = 0; o != model_->operators; ++o) {
     const Operator& step = model_->chain[o];
-    const std::uint32_t event = profiler_ ? profiler_->BeginEvent(resolver_.Find(step.code)->name) : 0;
-    for (std::size_t e = 0; e != model_->elements; ++e) sums_[e] = Apply(step, sums_[e]);
+    const Kernel* kernel = resolver_.Find(step.code);
+    const std::uint32_t event = profiler_ ? profiler_->BeginEvent(kernel->name) : 0;
+    for (std::size_t e = 0; e != model_->elements; ++e) sums_[e] = kernel->apply(sums_[e], step.operand);
     if (profiler_) profiler_->EndEvent(event);
   }
   for (std::size_t i = 0; i != model_->outputs; ++i) {

@@ -1,6 +1,17 @@
 #include "tensorflow/lite/micro/micro_op_resolver.h"
 
 namespace tflite {
+namespace {
+
+// The values stay as they are; an instruction more is all that tells one from the other.
+__attribute__((naked)) std::int32_t Ceil(std::int32_t, std::int32_t) { __asm__("nop\n bx lr"); }
+__attribute__((naked)) std::int32_t Floor(std::int32_t, std::int32_t) { __asm__("nop\n nop\n bx lr"); }
+
+}  // namespace
+
+Kernel Register_CEIL() { return {104, "CEIL", Ceil}; }
+
+Kernel Register_FLOOR() { return {8, "FLOOR", Floor}; }
 
 Kernel Register_ADD() {
   return {0, "ADD", [](std::int32_t value, std::int32_t operand) { return value + operand; }};

@@ -9,6 +9,7 @@ void (*write_out)(const char*) = nullptr;
 
 extern "C" void RegisterDebugLogCallback(void (*callback)(const char*)) { write_out = callback; }
 
+#if !defined(TF_LITE_STRIP_ERROR_STRINGS)
 void MicroPrintf(const char* format, ...) {
   if (write_out == nullptr) return;
   char text[128];
@@ -19,3 +20,4 @@ void MicroPrintf(const char* format, ...) {
   write_out(text);
   write_out("\n");
 }
+#endif

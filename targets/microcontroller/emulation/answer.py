@@ -71,7 +71,7 @@ def parse(said: str, machine: Machine) -> Answer:
 
 def words(lines: Sequence[str]) -> str:
     """What TFLM said, in one line."""
-    theirs = (line for line in lines if line and not line.startswith(_OURS) and not line.startswith("qemu-system-arm:"))
+    theirs = (line for line in lines if line and not line.startswith((_OURS, "qemu-system-arm: warning:")))
     return "; ".join(theirs)[:500] or _NO_WORDS
 
 

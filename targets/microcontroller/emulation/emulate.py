@@ -34,9 +34,10 @@ class Emulation:
 
     Bytes: `arena_package_bytes` is what the package states, if it does; `arena_used_bytes` TFLM's own word; and
     `arena_min_bytes` the smallest arena that it ran in, in steps of 16: kernels of another core may need more than the
-    package states. `code_bytes`, the sum of text, rodata and data, is what TFLM, its kernels and the C library take of flash beside the
-    model, `bss_bytes` what they take of RAM beside the arena. `instructions` are those of the first test vector, and
-    exact; `operators` are empty where TFLM was built without their names.
+    package states. `code_bytes`, the sum of text, rodata and data, is what TFLM, its kernels and the C library take of
+    flash beside the model, `bss_bytes` what they take of RAM beside the arena. `instructions` are those of the first
+    test vector, and exact; `operators` are empty where TFLM was built without their names. Builds of TFLM with messages
+    (`has_messages`) take more flash than releases, and those with checks take several times the instructions.
     """
 
     machine: str
@@ -44,6 +45,7 @@ class Emulation:
     evidence: Literal["simulated"] = "simulated"
     kernels: Literal["CMSIS-NN", "reference"]
     architecture: str
+    has_messages: bool
     arena_package_bytes: int | None
     arena_used_bytes: int
     arena_min_bytes: int
@@ -121,6 +123,7 @@ def _record(
         core=machines.MACHINES[tflm.machine].core,
         kernels="CMSIS-NN" if library.has_cmsis_nn else "reference",
         architecture=library.architecture,
+        has_messages=library.has_messages,
         arena_package_bytes=arena,
         arena_used_bytes=found.arena_used_bytes,
         arena_min_bytes=found.arena_min_bytes,

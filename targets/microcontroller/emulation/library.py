@@ -35,7 +35,8 @@ def inspect(tflm: Tflm, folder: Path) -> Library:
     """
     if not tflm.library.is_file():
         raise EmulationError(f"there is no {tflm.library}", action="correct the path of TFLM's library")
-    attributes = toolchain.tool("arm-none-eabi-readelf", "-A", str(tflm.library.resolve()), folder=folder)
+    read = toolchain.run(["arm-none-eabi-readelf", "-A", str(tflm.library.resolve())], folder=folder)
+    attributes = read.stdout.decode("utf-8", "replace")
     architectures = set(re.findall(r"Tag_CPU_arch: (\S+)", attributes))
     if not architectures:
         raise EmulationError(

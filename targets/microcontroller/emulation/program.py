@@ -23,6 +23,7 @@ _BENCH: Final = Path(__file__).parent
 _FLAGS: Final = ("-mthumb", "-Os", "-ffunction-sections", "-fdata-sections")
 _CPP_FLAGS: Final = ("-std=c++17", "-fno-exceptions", "-fno-rtti", "-fno-threadsafe-statics", "-Wall", "-Wextra")
 _INCLUDES: Final = "the folder that holds tensorflow/, and of its downloads flatbuffers/include, gemmlowp and ruy"
+_REGIONS: Final = {"CODE": "code", "MODEL": "model", "RAM": "data"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,9 +92,7 @@ def _compile(folder: Path, arguments: Sequence[str]) -> None:
 def _link(tflm: Tflm, core: Sequence[str], objects: Sequence[str], folder: Path) -> Path:
     script = f"{tflm.machine.replace('-', '_')}.ld"
     settings = ("-nostartfiles", "-Wl,--gc-sections", f"-L{_BENCH}", "-T", script)
-    said = _compiler(
-        *core, *settings, *objects, str(tflm.library.resolve()), "-lm", "-o", "program.elf", folder=folder
-    )
+    said = _compiler(*core, *settings, *objects, str(tflm.library.resolve()), "-lm", "-o", "program.elf", folder=folder)
     if said is not None:
         raise _link_failure(said, tflm)
     return folder / "program.elf"
@@ -129,9 +128,6 @@ def _link_failure(said: str, tflm: Tflm) -> EmulationError | PlacementError:
         cause=f"no definition of {missing[0]}" if missing else error,
         action="give the library and the include folders of one and the same build of TFLM",
     )
-
-
-_REGIONS: Final = {"CODE": "code", "MODEL": "model", "RAM": "data", "ARENA": "arena"}
 
 
 def sizes(program: Path) -> Sizes:

@@ -1,4 +1,4 @@
-"""The folder a firmware project includes: the model as C++ sources, its settings, test vectors and how to build them."""
+"""The folder that a firmware project includes: the model in C++, its settings, test vectors, and how to build them."""
 
 from edgebuild.targets.microcontroller.firmware.package import files
 

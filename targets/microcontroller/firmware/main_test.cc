@@ -1,7 +1,8 @@
 // Runs every test vector of this package on the target and compares the outputs bit for bit.
 //
-// Returns 0 where all are equal, else 1, and says what differs through TFLM's log, which is silent where TFLM was built
-// without its messages. A firmware with a main of its own defines EDGEBUILD_NO_MAIN and calls edgebuild::RunTestVectors.
+// Returns 0 where all are equal, else 1, and says what differs through TFLM's log. That is silent where TFLM was built
+// without its messages, or for a generic Cortex-M and was given no RegisterDebugLogCallback. A firmware with a main of
+// its own defines EDGEBUILD_NO_MAIN and calls edgebuild::RunTestVectors.
 
 #include <array>
 #include <cstddef>

@@ -27,13 +27,15 @@ def files(
     labels: Sequence[str] = (),
     *,
     verified: Flatbuffer | None = None,
-    npu: str = "",
+    file: str = "model.tflite",
+    made_for: str = "",
 ) -> dict[str, str]:
     """The text of every file but the model itself, by name.
 
-    `data` is what is flashed and `model` its content; `needs` its arena, margin included, and its flash with TFLM's
-    code. `vectors` are `(inputs, outputs)` pairs by the names of `verified`, the model they were computed with by the
-    runtime that `origin` names: the one before the compiler of the accelerator `npu`, else `model` itself.
+    `data` is what is flashed, the package's `file`, and `model` its content. `needs` are its arena, with its margin,
+    and its flash with TFLM's code. `vectors` are `(inputs, outputs)` pairs by the names of `verified`, the model they
+    were computed with by the runtime that `origin` names: `model` itself, or the one that it was made of for the
+    accelerator, or in the form, that `made_for` names.
 
     Raises:
         PlacementError: TFLM has no such operator, or C++ no such element type.
@@ -48,11 +50,11 @@ def files(
         "CMakeLists.txt": _resource("CMakeLists.txt"),
         "README.md": Template(_resource("README.md")).substitute(
             operators=", ".join(sorted(_plain(kind) for kind, _ in headers.kinds(model))) or "none",
-            models=_models(npu),
+            models=_models(file, made_for),
             memory="\n".join(_memory(len(data), needs)),
             ends="\n".join(_ends(model)),
             arena="edgebuild::kArenaBytes" if needs.arena_bytes.value is not None else "64 * 1024",
-            npu=_npu(npu),
+            made_for=_made_for(model, made_for),
             vectors=f"{len(vectors)} test vector{'' if len(vectors) == 1 else 's'}",
             origin=_plain(origin),
         ),
@@ -63,13 +65,11 @@ def _resource(name: str) -> str:
     return resources(__package__).joinpath(name).read_text(encoding="utf-8")
 
 
-def _models(npu: str) -> str:
-    if not npu:
-        return "| `model.tflite` | the model |\n| `model.h`, `model.cc` | the same bytes as an array, aligned to 16 |"
+def _models(file: str, made_for: str) -> str:
+    made = f"\n| `{file}` | what was made of it: {_plain(made_for)} |" if made_for else ""
     return (
-        f"| `model.tflite` | the model before it was compiled for {_plain(npu)} |\n"
-        "| `model_vela.tflite` | what the compiler made of it |\n"
-        "| `model.h`, `model.cc` | the bytes of `model_vela.tflite` as an array, aligned to 16 |"
+        f"| `model.tflite` | the model{', whose outputs the test vectors hold' if made_for else ''} |{made}\n"
+        f"| `model.h`, `model.cc` | the bytes of `{file}` as an array, aligned to 16 |"
     )
 
 
@@ -97,12 +97,15 @@ def _quantization(tensor: Tensor) -> str:
     return f"{tensor.quantization.scale[0]:.9g} x (value - {tensor.quantization.zero_point[0]})"
 
 
-def _npu(name: str) -> str:
+def _made_for(model: Flatbuffer, name: str) -> str:
     if not name:
         return ""
+    driver = ""
+    if ("ethos-u", True) in headers.kinds(model):
+        driver = "TFLM must be built for the accelerator, and the firmware must start its driver first.\n"
     return (
-        f"\nThe model was compiled for {_plain(name)}: TFLM must be built for it, with the operator `ethos-u`, and the\n"
-        "firmware must start the accelerator's driver first. The expected outputs come from the model before that.\n"
+        f"\nThe model was made into another form: {_plain(name)}. {driver}"
+        "The expected outputs come from the model before that.\n"
     )
 
 

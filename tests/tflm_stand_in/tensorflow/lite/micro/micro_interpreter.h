@@ -21,7 +21,6 @@ class MicroInterpreter {
 
  private:
   char* Take(std::size_t bytes);
-  std::int32_t Apply(const Operator& step, std::int32_t value) const;
 
   static constexpr std::size_t kMost = 4;
   const Model* model_;

@@ -7,6 +7,8 @@ namespace tflite {
 
 Kernel Register_ADD();
 Kernel Register_CALL_ONCE();
+Kernel Register_CEIL();
+Kernel Register_FLOOR();
 Kernel Register_MAXIMUM();
 Kernel Register_MUL();
 Kernel Register_SOFTMAX();
@@ -17,6 +19,8 @@ class MicroMutableOpResolver final : public MicroOpResolver {
  public:
   TfLiteStatus AddAdd() { return Keep(Register_ADD()); }
   TfLiteStatus AddCallOnce() { return Keep(Register_CALL_ONCE()); }
+  TfLiteStatus AddCeil() { return Keep(Register_CEIL()); }
+  TfLiteStatus AddFloor() { return Keep(Register_FLOOR()); }
   TfLiteStatus AddMaximum() { return Keep(Register_MAXIMUM()); }
   TfLiteStatus AddMul() { return Keep(Register_MUL()); }
   TfLiteStatus AddSoftmax() { return Keep(Register_SOFTMAX()); }

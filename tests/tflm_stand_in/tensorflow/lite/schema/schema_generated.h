@@ -14,7 +14,7 @@ struct Model {
   std::uint16_t elements;
   std::uint8_t inputs;
   std::uint8_t outputs;
-  std::uint16_t hidden_bytes;
+  std::int32_t hidden_bytes;
   std::uint8_t operators;
   Operator chain[1];
 };
