@@ -124,8 +124,8 @@ def cli(ctx: click.Context, *, debug: bool) -> None:
 @click.option(
     "--until",
     metavar="STAGE",
-    help="Stop after ingest, adopt, samples, compress, fix, reference, calibrate, convert, reform, verify, cut, "
-    "compile, place, weigh or package.",
+    help="Stop after ingest, adopt, samples, compress, fix, reference, calibrate, convert, reform, ready, verify, lut, "
+    "cut, compile, vela, place, weigh, package or emulate.",
 )
 @click.option("--dry-run", is_flag=True, help="Show the plan and what the store holds; run nothing.")
 @click.option("--explain", is_flag=True, help="Say why each stage ran, or with --dry-run would run.")

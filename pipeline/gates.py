@@ -58,7 +58,7 @@ def judge(
         *_mapped(settings.min_mapped, placement),
         *_latency(settings.max_latency_ms, latency),
         *_npu(settings, firmware),
-        *_instructions(settings.tflm, firmware, baseline),
+        *_emulated(settings.tflm, firmware, baseline),
     )
 
 
@@ -144,11 +144,14 @@ def _npu(settings: TargetSettings, firmware: FirmwareReport | None) -> Iterator[
     yield from (_at_most(name, kind, limit, value, note) for name, kind, limit, value in limits if limit is not None)
 
 
-def _instructions(tflm: Tflm | None, firmware: FirmwareReport | None, baseline: int | None) -> Iterator[GateResult]:
-    """Instructions of an inference on an emulated core, which repeat to the last one."""
+def _emulated(tflm: Tflm | None, firmware: FirmwareReport | None, baseline: int | None) -> Iterator[GateResult]:
+    """The arena that an emulated core needs, and the instructions of an inference there, which repeat to the last."""
     run = firmware.emulation if firmware else None
     if tflm is None or run is None:
         return
+    if run.arena_package_bytes is not None:
+        note = f"what the package's kArenaBytes holds, against what {run.machine} needs"
+        yield _at_most("package_arena_kib", "memory", run.arena_package_bytes / _KIB, run.arena_min_bytes / _KIB, note)
     growth = None if baseline is None else baseline * (1 + tflm.max_growth)
     for name, limit in (("max_instructions", tflm.max_instructions), ("max_growth", growth)):
         if limit is None:

@@ -48,6 +48,7 @@ GATED_ROWS: Final[Mapping[str, str]] = {
     "max_cycles": "cycles",
     "max_sram_kib": "sram_bytes",
     "max_cpu_operators": "cpu_operators",
+    "package_arena_kib": "arena_bytes",
     "max_instructions": "instructions",
     "max_growth": "instructions",
 }

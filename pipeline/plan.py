@@ -54,6 +54,11 @@ class Export:
         return self.versions[-1].verified
 
     @property
+    def last(self) -> str:
+        """The key of the task that no other waits for."""
+        return self.emulated or self.packaged
+
+    @property
     def packaged(self) -> str:
         """The key of the target's folder."""
         return self.versions[-1].figures
@@ -96,7 +101,7 @@ class Plan:
 
     def needed_by(self, key: str) -> tuple[str, ...]:
         """The targets that a task serves; empty where it serves all."""
-        owners = tuple(name for name, export in self.exports.items() if key in self._ancestors(export.packaged))
+        owners = tuple(name for name, export in self.exports.items() if key in self._ancestors(export.last))
         return () if len(owners) == len(self.exports) else owners
 
     @property

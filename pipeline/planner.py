@@ -9,6 +9,7 @@ from typing import Any, Final, Literal
 from edgebuild.export import flatbuffer, recognise
 from edgebuild.export.formats import IoType, Precision
 from edgebuild.pipeline import compression, finishing, stages
+from edgebuild.pipeline import task as tasks
 from edgebuild.pipeline.config import Project
 from edgebuild.pipeline.errors import ConfigError
 from edgebuild.pipeline.finishing import Wanted
@@ -134,11 +135,15 @@ class _Planner:
         metric, runtime = self._config.metric, TARGETS[wanted.name].runtime()
         name = metric.name if self._config.data.evaluation else ""
         parameters = stages.VerifyParameters(
-            metric=name, output=metric.output, interval=bool(metric.interval), runtime=runtime or "tflite-runtime"
+            metric=name,
+            output=metric.output,
+            interval=bool(metric.interval),
+            runtime=runtime or "tflite-runtime",
+            stands_in=tasks.tool_version(runtime) if runtime == "tflite-micro" else "",
         )
         inputs = {"artifact": artifact, "samples": wanted.samples, **self._references(model, wanted.samples)}
-        in_its_own = f" in {runtime}" if runtime == "tflite-micro" else ""
-        title = f"verify {self._format_name(wanted)}{after}{in_its_own}"
+        own = f" for {wanted.name}" if self._tasks[artifact].stage == "ready" else ""
+        title = f"verify {self._format_name(wanted)}{after}{own}"
         return self._add("verify", title, inputs, parameters, self._metric_code(name))
 
     def _edited(self, model: str, unedited: str, wanted: Wanted, after: str) -> tuple[str, ...]:

@@ -65,7 +65,9 @@ def test_changed_data_is_named_and_the_rest_inherits(folder: Path) -> None:
             "because 'convert int8 with float32 in and out' and 'verify int8 with float32 in and out' changed",
         ),
         "package edgetpu": (f"because 'convert {INT8}' and 'verify {INT8}' changed",),
-        "package mcu": (f"because 'convert {INT8}' and 'verify {INT8}' changed",),
+        "make ready for mcu": (f"because 'convert {INT8}' changed",),
+        f"verify {INT8} for mcu": ("because 'make ready for mcu' changed",),
+        "package mcu": (f"because 'make ready for mcu' and 'verify {INT8} for mcu' changed",),
     }
 
 
@@ -169,7 +171,8 @@ def test_what_was_never_built_here_says_so(folder: Path) -> None:
         "load calibration data",
         "calibrate",
         "convert int8 with int8 in and out, dense per tensor",
-        "verify int8 with int8 in and out, dense per tensor",
+        "make ready for mcu",
+        "verify int8 with int8 in and out, dense per tensor for mcu",
         "package mcu",
     }
 

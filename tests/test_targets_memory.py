@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -52,6 +53,17 @@ def test_the_arena_that_ships_has_its_margin_rounded_up_to_sixteen() -> None:
     assert shipped.value % 16 == 0
     assert 24_272 * 1.15 <= shipped.value < 24_272 * 1.15 + 16
     assert "24,272" in shipped.note
+
+
+@needs_tflm
+def test_the_arena_holds_what_vector_kernels_keep_of_dense_layers() -> None:
+    model = artifact("ad01_toycar/ad01_int8.tflite")
+    assert microcontroller.sums_bytes(model.flatbuffer, "cortex-m55") == 4 * (8 * 128 + 8 + 640)
+    assert microcontroller.sums_bytes(model.flatbuffer, "cortex-m4f") == 0
+    shipped = target("mcu").memory(replace(model, core="cortex-m55")).arena_bytes
+    assert shipped.value is not None
+    assert shipped.value >= 9_712  # What TFLM with CMSIS-NN needs on an emulated Cortex-M55.
+    assert "6,688" in shipped.note
 
 
 def test_a_child_that_takes_too_long_is_a_failure_and_no_figure(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -222,9 +222,10 @@ def setting(**changes: Any) -> Callable[[Path], None]:
     return lambda folder: write(folder, **changes)
 
 
-# Others are for a flatbuffer, for what is asked for, and for the Edge TPU's compiler.
-ALL_STAGES = set(stages.STAGES) - {"adopt", "compile", "compress", "cut", "fix", "reform", "weigh"}
-OF_RANGES = {"samples", "calibrate", "convert", "verify", "package"}
+# Others are for a flatbuffer, for what is asked for, and for compilers and cores that are not everybody's.
+ASKED_FOR = {"adopt", "compile", "compress", "cut", "emulate", "fix", "lut", "reform", "vela", "weigh"}
+ALL_STAGES = set(stages.STAGES) - ASKED_FOR
+OF_RANGES = {"samples", "calibrate", "convert", "ready", "verify", "package"}
 
 
 @pytest.mark.parametrize(
@@ -232,7 +233,7 @@ OF_RANGES = {"samples", "calibrate", "convert", "verify", "package"}
     [
         (a_byte_of("model/saved_model.pb"), ALL_STAGES),
         (a_byte_of("calibration.npz"), OF_RANGES),
-        (a_byte_of("evaluation.npz"), {"samples", "reference", "verify", "place", "package"}),
+        (a_byte_of("evaluation.npz"), {"samples", "reference", "ready", "verify", "place", "package"}),
         (setting(seed=1), ALL_STAGES - {"ingest"}),
         (setting(metric="mse"), {"verify", "package"}),
         (setting(targets=EVERY_TARGET | {"cpu": {"precision": "dynamic"}}), {"convert", "verify", "package"}),
@@ -250,7 +251,7 @@ def test_a_change_makes_stale_what_follows_from_it_and_nothing_else(
 
 
 COMPRESSED: list[dict[str, Any]] = [{"prune": {"sparsity": 0.5}}, {"cluster": {"clusters": 16}}]
-OF_THE_LAST_STEP = {"compress", "reference", "calibrate", "convert", "verify", "place", "package"}
+OF_THE_LAST_STEP = {"compress", "reference", "calibrate", "convert", "ready", "verify", "place", "package"}
 
 
 @pytest.mark.parametrize(
@@ -288,7 +289,8 @@ def test_a_newer_stage_makes_itself_and_what_follows_stale(folder: Path, monkeyp
     before = planned(folder).tasks
     monkeypatch.setitem(stages.STAGES, "convert", newer)
     after = planned(folder).tasks
-    assert {after[new].stage for new in after.keys() - before.keys()} == {"convert", "verify", "place", "package"}
+    stale = {after[new].stage for new in after.keys() - before.keys()}
+    assert stale == {"convert", "ready", "verify", "place", "package"}
 
 
 def test_code_of_the_users_counts_by_content_and_nothing_imports_it(folder: Path) -> None:
@@ -323,11 +325,13 @@ def test_a_module_without_a_file_is_refused(folder: Path, monkeypatch: pytest.Mo
 
 
 def test_targets_of_one_format_share_one_artifact(folder: Path) -> None:
-    exports = planned(folder).exports
-    assert exports["edgetpu"].artifact == exports["mcu"].artifact
-    assert exports["edgetpu"].verified == exports["mcu"].verified
-    assert exports["edgetpu"].packaged != exports["mcu"].packaged
-    assert len({export.artifact for export in exports.values()}) == 3
+    found = planned(folder)
+    ready = found.tasks[found.exports["mcu"].artifact]
+    assert ready.stage == "ready"
+    assert ready.inputs["artifact"] == found.exports["edgetpu"].artifact
+    assert found.exports["edgetpu"].verified != found.exports["mcu"].verified
+    converted = {key for key, task in found.tasks.items() if task.stage == "convert"}
+    assert len(converted) == 3
 
 
 def test_work_shared_by_targets_is_done_once(folder: Path) -> None:
@@ -338,7 +342,8 @@ def test_work_shared_by_targets_is_done_once(folder: Path) -> None:
         "reference": 1,
         "calibrate": 1,
         "convert": 3,
-        "verify": 3,
+        "ready": 1,
+        "verify": 4,
         "place": 1,
         "package": 4,
     }
@@ -391,7 +396,8 @@ def test_until_keeps_a_stage_and_those_before_it(folder: Path) -> None:
 def test_a_task_knows_the_targets_it_serves(folder: Path) -> None:
     found = planned(folder)
     assert found.needed_by(found.model) == ()
-    assert found.needed_by(found.exports["mcu"].artifact) == ("edgetpu", "mcu")
+    assert found.needed_by(found.exports["edgetpu"].artifact) == ("edgetpu", "mcu")
+    assert found.needed_by(found.exports["mcu"].artifact) == ("mcu",)
     assert found.needed_by(found.exports["cpu"].packaged) == ("cpu",)
 
 

@@ -48,13 +48,15 @@ class EditParameters:
 class VerifyParameters:
     """How to measure, and of which output where there are several; an empty metric measures agreement alone.
 
-    `interval` asks for that of a function of the user's own; others have one anyway. `runtime` runs the artifact.
+    `interval` asks for that of a function of the user's own; others have one anyway. `runtime` runs the artifact, and
+    `stands_in` is its version where it is not the one that ships.
     """
 
     metric: str
     output: str
     interval: bool = False
     runtime: RuntimeName = "tflite-runtime"
+    stands_in: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -169,10 +169,8 @@ std::size_t Smallest(const Bench& bench, std::size_t used) {
     fails = fits;
     fits = all - fits < step ? all : fits + step;
   }
-  for (std::size_t step = kStep; fails >= fits || Fits(bench, fails); step *= 2) {
-    if (fails < fits) fits = fails;
-    if (fits <= step) return fits;
-    fails = fits - step;
+  for (std::size_t step = kStep; fails == fits || (fails != 0 && Fits(bench, fails)); step *= 2) {
+    fails = fits > step ? fits - step : 0;
   }
   while (fits - fails > kStep) {
     const std::size_t middle = (fits + fails) / 2 / kStep * kStep;
