@@ -107,10 +107,11 @@ def _plain(parameters: Any) -> dict[str, Any]:
 
 @cache
 def code_digest() -> str:
-    """The sha256 of edgebuild's own sources that stages run: a stage's version number is easily forgotten."""
+    """The sha256 of edgebuild's own sources and data that stages use: a stage's version number is easily forgotten."""
     root = Path(__file__).resolve().parents[1]
     places = [root / name for name in _STAGE_CODE]
-    files = [file for place in places for file in ([place] if place.is_file() else sorted(place.rglob("*.py")))]
+    found = [file for place in places for file in ([place] if place.is_file() else sorted(place.rglob("*")))]
+    files = [file for file in found if file.is_file() and file.suffix != ".pyc"]
     listing = [(file.relative_to(root).as_posix(), file.read_bytes()) for file in files]
     return hashlib.sha256(repr(listing).encode()).hexdigest()
 

@@ -20,7 +20,8 @@ from edgebuild.pipeline.compress import settings as compression
 from edgebuild.pipeline.compression import doubts
 from edgebuild.pipeline.config import Project, json_schema, load, parse
 from edgebuild.pipeline.errors import ConfigError, exit_code
-from edgebuild.pipeline.settings import METRICS, Board, DataSource, Gates
+from edgebuild.pipeline.settings import METRICS, DataSource, Gates
+from edgebuild.pipeline.target_settings import Board
 from edgebuild.targets.registry import TARGETS
 
 SMALLEST: dict[str, Any] = {"model": "model.h5", "targets": {"cpu": {}}}

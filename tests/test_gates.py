@@ -12,10 +12,13 @@ from hypothesis import strategies as st
 from edgebuild.device_tests.latency import Latency
 from edgebuild.export.agreement import Agreement
 from edgebuild.export.formats import Precision
+from edgebuild.pipeline.firmware_report import FirmwareReport
 from edgebuild.pipeline.gates import AGREEMENT_LIMITS, exit_code, judge
 from edgebuild.pipeline.report import GateResult, MetricFigure, NoLatency
-from edgebuild.pipeline.settings import Board, Gates, TargetSettings
+from edgebuild.pipeline.settings import Gates
+from edgebuild.pipeline.target_settings import Board, TargetSettings
 from edgebuild.targets.evidence import Figure, measured, unavailable
+from edgebuild.targets.microcontroller.emulation.emulate import Emulation
 from edgebuild.targets.placement import Placement
 from edgebuild.targets.target import Memory
 
@@ -266,3 +269,55 @@ def test_no_gate_at_all_is_success() -> None:
 def test_the_smallest_code_of_those_that_did_not_pass_is_returned(outcomes: list[tuple[str, str]]) -> None:
     codes = [exit_code([result(*outcome)]) for outcome in outcomes]
     assert exit_code(result(*outcome) for outcome in outcomes) == min((code for code in codes if code), default=0)
+
+
+# Microcontrollers
+
+EMULATION = Emulation(
+    machine="mps2-an386",
+    core="Cortex-M4F",
+    kernels="CMSIS-NN",
+    architecture="v7E-M",
+    has_messages=False,
+    arena_package_bytes=20 * KIB,
+    arena_used_bytes=18 * KIB,
+    arena_min_bytes=19 * KIB,
+    model_bytes=40 * KIB,
+    text_bytes=70 * KIB,
+    rodata_bytes=KIB,
+    data_bytes=KIB,
+    bss_bytes=KIB,
+    code_bytes=72 * KIB,
+    vectors=3,
+    instructions=7_700_000,
+    operators=(),
+    compiler="g++",
+    qemu="QEMU",
+)
+TFLM: dict[str, Any] = {"library": "libtensorflow-microlite.a", "include": ["tflm"]}
+
+
+def emulated(run: Emulation, baseline: int | None = None, **limits: Any) -> dict[str, GateResult]:
+    firmware = FirmwareReport(runtime="tflite-micro", difference=None, lut=None, ethos_u=None, emulation=run)
+    return gates({"tflm": TFLM | limits}, firmware=firmware, baseline=baseline)
+
+
+def test_a_packages_arena_is_held_to_what_an_emulated_core_needs() -> None:
+    assert emulated(EMULATION)["package_arena_kib"].verdict == "pass"
+    short = emulated(replace(EMULATION, arena_min_bytes=21 * KIB))["package_arena_kib"]
+    assert (short.kind, short.limit, short.value, short.verdict) == ("memory", 20, 21, "fail")
+    assert "package_arena_kib" not in emulated(replace(EMULATION, arena_package_bytes=None))
+
+
+def test_instructions_are_held_to_a_number_and_to_a_baseline() -> None:
+    found = emulated(EMULATION, 7_500_000, max_instructions=7_700_000, max_growth=0.02)
+    assert found["max_instructions"].verdict == "pass"
+    assert (found["max_growth"].kind, found["max_growth"].verdict) == ("latency", "fail")
+    assert "+2.67%" in found["max_growth"].note
+    assert emulated(EMULATION, 7_700_000)["max_growth"].verdict == "pass"
+    assert emulated(EMULATION, max_instructions=7_699_999)["max_instructions"].verdict == "fail"
+
+
+def test_instructions_that_were_not_counted_pass_nothing() -> None:
+    found = emulated(replace(EMULATION, instructions=None, vectors=0), 7_700_000, max_instructions=10**9)
+    assert {found[name].verdict for name in ("max_instructions", "max_growth")} == {"inconclusive"}

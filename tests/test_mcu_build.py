@@ -100,8 +100,7 @@ def test_arena_and_golden_vectors_are_tflms_own(name: str, packages: dict[str, P
 @pytest.mark.parametrize("name", NAMES)
 def test_the_array_holds_the_flatbuffer_byte_for_byte(name: str, packages: dict[str, Path]) -> None:
     package = packages[name] / "mcu"
-    text = (package / "model.cc").read_text()
-    assert bytes.fromhex("".join(re.findall(r"0x([0-9a-f]{2})", text))) == (package / "model.tflite").read_bytes()
+    assert array(package) == (package / "model.tflite").read_bytes()
 
 
 def test_quality_is_what_tflm_computes_and_its_difference_is_told(packages: dict[str, Path]) -> None:
@@ -174,6 +173,70 @@ def test_a_board_too_small_is_a_memory_gate(packages: dict[str, Path], run: Call
     assert ended.code == 5, ended.stderr
     assert "gate max_arena_kib: fail" in ended.stderr
     assert "gate max_flash_kib: fail" in ended.stderr
+
+
+@pytest.fixture(scope="module")
+def clustered(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """ResNet-8 whose kernels share 16 values, without tuning: what it weighs counts here, not what it knows."""
+    folder = tmp_path_factory.mktemp("clustered")
+    few = {
+        role: {"source": f"{role}.npz", "samples": 20} for role in ("calibration", "evaluation")
+    }  # Enough for sizes.
+    projects.lay_out(folder, "resnet8", targets={"mcu": {}}, compress=[{"cluster": {"clusters": 16}}], data=few)
+    return folder
+
+
+def array(package: Path) -> bytes:
+    return bytes.fromhex("".join(re.findall(r"0x([0-9a-f]{2})", (package / "model.cc").read_text())))
+
+
+@pytest.mark.skipif(find_spec("ethosu") is None, reason="the optional wheel ethos-u-vela is not here")
+def test_clustering_lowers_the_flash_of_an_ethos_u(clustered: Path, run: Callable[..., Ended]) -> None:
+    limits = ("max_cycles=150000", "max_sram_kib=40", "max_cpu_operators=0")
+    settings = [item for limit in limits for item in ("--set", f"targets.mcu.{limit}")]
+    ended = run("--json", "--set", "targets.mcu.board=cortex-m55-ethos-u55-128", *settings, cwd=clustered)
+    found = ended.report["targets"]["mcu"]
+    before, after = (entry["compiled_bytes"] for entry in found["ledger"])
+    constants_kib = found["firmware"]["ethos_u"]["summary"]["off_chip_flash_kib"]
+    assert constants_kib < 59.5  # Vela 5.2 packs TF-MOT's 16 clusters into so much, and the model without into 77.4.
+    assert after < 0.8 * before
+    package = clustered / "build" / "mcu"
+    assert array(package) == (package / "model_vela.tflite").read_bytes()
+    assert len(array(package)) == after
+    assert "AddEthosU()" in (package / "op_resolver.h").read_text()
+    gates = {gate["name"]: (gate["kind"], gate["verdict"]) for gate in found["gates"]}
+    assert gates["max_cycles"] == ("latency", "fail")
+    assert gates["max_sram_kib"] == ("memory", "fail")
+    assert gates["max_cpu_operators"] == ("placement", "pass")
+    assert ended.code == 5
+
+
+def test_weights_in_tables_pay_for_their_decoder_or_are_left(clustered: Path, run: Callable[..., Ended]) -> None:
+    ended = run("--json", "-o", "lut", "--set", "targets.mcu={board: stm32l4r5zi, lut: auto}", cwd=clustered)
+    found = ended.report["targets"]["mcu"]
+    package = clustered / "lut" / "mcu"
+    tables = found["firmware"]["lut"]
+    assert tables["applied"]
+    assert tables["net_flash_bytes"] < 0
+    assert tables["bit_equal"]
+    assert array(package) == (package / "model_lut.tflite").read_bytes()
+    assert "AddDecode()" in (package / "op_resolver.h").read_text()
+    inputs = vectors(package, "Input")
+    asked = subprocess.run(
+        [sys.executable, "-c", ASK, str(package / "model_lut.tflite")],
+        input=json.dumps(inputs),
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=200,
+    )
+    assert vectors(package, "Output") == json.loads(asked.stdout)["outputs"]
+    small = run("--json", "-o", "small", "--set", "targets.mcu={lut: auto, max_arena_kib: 66}", cwd=clustered)
+    left = small.report["targets"]["mcu"]["firmware"]["lut"]
+    assert not left["applied"]
+    assert left["why"]
+    assert left["net_flash_bytes"] is not None
+    assert not (clustered / "small" / "mcu" / "model_lut.tflite").exists()
 
 
 def test_class_names_ship_and_must_fit_the_output(

@@ -27,7 +27,8 @@ from edgebuild.pipeline.report import (
     StepFindings,
     TargetReport,
 )
-from edgebuild.pipeline.settings import Gates, TargetSettings
+from edgebuild.pipeline.settings import Gates
+from edgebuild.pipeline.target_settings import TargetSettings
 from edgebuild.targets.evidence import Evidence, Figure, measured, unavailable
 from edgebuild.targets.placement import Placement, Unmapped
 from edgebuild.targets.target import Memory
