@@ -335,13 +335,13 @@ def test_the_arena_lies_where_the_memory_mode_keeps_it(npu: Npu, arena_area: str
 
 
 @needs_vela
-def test_memory_is_the_whole_file_with_code_and_the_arena(runs: dict[str, Ran]) -> None:
+def test_sram_is_the_arena_and_the_model_where_the_mode_keeps_it_there(runs: dict[str, Ran]) -> None:
     ran = runs[KWS]
-    memory = ethos_u.memory(ran.record, 10_000)
-    assert memory.flash_bytes.value == ran.file_bytes + 10_000
-    assert memory.flash_bytes.evidence == "predicted"
-    assert memory.arena_bytes.value == float(ran.summary["sram_memory_used"]) * 1024
-    assert "10,000 for code" in memory.flash_bytes.note
+    summary = ran.record.summary
+    assert ethos_u.arena(ran.record).value == float(ran.summary["sram_memory_used"]) * 1024
+    assert ethos_u.sram_bytes(ran.record) == round(summary.sram_kib * 1024)
+    kept = replace(ran.record, summary=replace(summary, on_chip_flash_kib=30.0))
+    assert ethos_u.sram_bytes(kept) == round(summary.sram_kib * 1024) + ran.file_bytes
 
 
 @needs_vela
