@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from edgebuild.pipeline.advice import Facts, Margin
     from edgebuild.pipeline.costs import OperatorCost
     from edgebuild.pipeline.report import MetricFigure, TargetReport
-    from edgebuild.targets.placement import Unmapped
+from edgebuild.targets.gpu.half import OUTSIDE
+from edgebuild.targets.placement import Unmapped
 
 _FEW_SAMPLES: Final = 100
 _MUCH: Final = 0.5  # Of all work, or of all weights, in one operator.
@@ -26,7 +27,6 @@ _TEN_TIMES: Final = 10
 _QUANTIZED: Final = ("int8", "int16x8")
 _FLOAT: Final = ("float32", "float16")
 _ACCURACY: Final = ("max_metric_drop", "min_metric")
-_FOR_ANOTHER: Final = ("comes after", "outside the largest group")  # In the reason of an operator lost with another.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,7 +74,7 @@ def _format_loses(f: Facts) -> bool:
 def _first_unmapped(f: Facts) -> Unmapped | None:
     """The first operator that is refused for itself, not for what stands before it."""
     lost = f.report.placement.unmapped
-    return next((entry for entry in lost if not any(words in entry.reason for words in _FOR_ANOTHER)), None)
+    return next((entry for entry in lost if not entry.collateral), None)
 
 
 def _float_sibling(f: Facts) -> tuple[str, TargetReport] | None:
@@ -283,7 +283,7 @@ RULES: Final[tuple[Rule, ...]] = (
     ),
     Rule(
         name="leaves float16",
-        finds=lambda f: next((told for told in f.report.placement.findings if "leave float16" in told.what), None),
+        finds=lambda f: next((told for told in f.report.placement.findings if told.name == OUTSIDE), None),
         do="{it.action}",
         why="{it.what}",
     ),

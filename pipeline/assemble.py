@@ -268,7 +268,7 @@ def _cut(raw: Mapping[str, Any] | None) -> Cut | None:
 def _without_joints(placement: Placement, cut: Cut | None) -> Placement:
     """What is found of a part's inputs is no matter of the application's where another part makes them."""
     joints = [link.name for link in cut.links if MODEL in link.read_by] if cut else []
-    kept = (told for told in placement.findings if not any(told.what.startswith(f"{name} ") for name in joints))
+    kept = (told for told in placement.findings if told.tensor not in joints)
     return replace(placement, findings=tuple(kept))
 
 

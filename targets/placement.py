@@ -13,21 +13,30 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unmapped:
-    """One operator the accelerator does not take, the tensor that shows it, and why."""
+    """One operator the accelerator does not take, the tensor that shows it, and why.
+
+    A `collateral` one is lost with others, and not for itself.
+    """
 
     operator: int
     kind: str
     tensor: str
     reason: str
     suggestion: str = ""
+    collateral: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """Something to know of a model on a target that is no operator's placement, and what to do about it."""
+    """Something to know of a model on a target that is no operator's placement, and what to do about it.
 
+    `name` is that of its kind, the same for every model, and `tensor` the one that it is of, if it is of one.
+    """
+
+    name: str
     what: str
     action: str
+    tensor: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,10 +21,11 @@ _MOST_INTEGERS: Final = 1024  # Axes and paddings are a few. Many operators may 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refusal:
-    """Why a target does not take an operator, and what the user can change."""
+    """Why a target does not take an operator, and what the user can change; `collateral` where others are the cause."""
 
     reason: str
     suggestion: str = ""
+    collateral: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,4 +132,5 @@ def unmapped(operator: Operator, model: Flatbuffer, why: Refusal) -> Unmapped:
         tensor=next((model.main.tensors[i].name for i in operator.outputs if i >= 0), ""),
         reason=why.reason,
         suggestion=why.suggestion,
+        collateral=why.collateral,
     )

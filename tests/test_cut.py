@@ -125,7 +125,9 @@ def test_what_is_found_of_a_joint_is_not_told_of_an_input(deeplab: BuildResult) 
     cut = deeplab.report.targets["edgetpu"].cut
     assert cut is not None
     joint = replace(cut.links[0], name="inner", made_by="host_before.tflite", read_by=("model.tflite",))
-    told = [Finding(what=f"{name} is an int8 image", action="") for name in ("inner", "innermost")]
+    told = [
+        Finding(name="signed-image", tensor=name, what="an int8 image", action="") for name in ("inner", "innermost")
+    ]
     placement = replace(deeplab.report.targets["edgetpu"].placement, findings=tuple(told))
     assert assemble._without_joints(placement, replace(cut, links=(joint,))).findings == (told[1],)
     assert assemble._without_joints(placement, None) == placement

@@ -243,7 +243,10 @@ CASES: dict[str, tuple[Callable[[Facts], Facts], str]] = {
     "no GPU was asked": (lambda f: replace(f, name="gpu"), "edgebuild doctor"),
     "leaves float16": (
         lambda f: changed(
-            placement=replace(f.report.placement, findings=(Finding(what="values leave float16", action="clip them"),))
+            placement=replace(
+                f.report.placement,
+                findings=(Finding(name="outside-float16", what="values leave float16", action="clip them"),),
+            )
         )(f),
         "clip them",
     ),
@@ -294,7 +297,7 @@ def test_zeros_that_are_not_stored_are_no_matter(facts: Facts) -> None:
 
 
 def test_an_operator_lost_for_another_is_not_the_one_to_change(facts: Facts) -> None:
-    after = replace(LOST, operator=2, reason="comes after operator 3 (GELU), which runs on the CPU")
+    after = replace(LOST, operator=2, reason="comes after operator 3 (GELU), which runs on the CPU", collateral=True)
     placement = replace(facts.report.placement, unmapped=(after, LOST), mapped=12, fallback="cpu")
     said = advise(changed(placement=placement)(facts))
     assert "operator 3" in said[0].do

@@ -119,7 +119,7 @@ def _check_findings(found: Check) -> Iterator[_Finding]:
 
 def _known(name: str, finding: PlacementFinding, file: str) -> _Finding:
     return _Finding(
-        rule=rule_id(finding.what),
+        rule=f"placement/{finding.name}",
         about=f"What to know of a model on a target, for example: {finding.what}.",
         level="note",
         message=f"{name}: {finding.what}.{_sentence(finding.action)}",

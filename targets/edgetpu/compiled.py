@@ -175,6 +175,7 @@ def _streamed(logs: Iterable[ModelLog]) -> Iterator[Finding]:
     for log in logs:
         if log.streamed_bytes:
             yield Finding(
+                name="streamed-beside",
                 what=f"{log.input}, on the same device: {log.on_chip_bytes:,} bytes of parameters are cached and "
                 f"{log.streamed_bytes:,} streamed at every inference (measured)",
                 action="name fewer or smaller models in targets.edgetpu.with, or give it a device of its own",

@@ -25,6 +25,7 @@ def _streamed(memory: Memory) -> Iterator[Finding]:
     cached, streamed = memory.on_chip_bytes, memory.streamed_bytes
     if cached and streamed and streamed.value:
         yield Finding(
+            name="streamed-parameters",
             what=f"parameters do not fit on chip: {cached.value:,} bytes are cached, and {streamed.value:,} "
             f"streamed from the host at every inference ({streamed.evidence})",
             action="give the model fewer parameters, or split it over several devices: targets.edgetpu.segments; zeros "
@@ -37,6 +38,7 @@ def _per_channel(model: Flatbuffer) -> Iterator[Finding]:
     found = [str(operator.index) for operator in model.main.operators if _has_scales(model, operator)]
     if found:
         yield Finding(
+            name="per-channel-dense",
             what=f"weights of FULLY_CONNECTED (operator {', '.join(found)}) have a scale for each channel, and the "
             "compiler is older than such dense layers",
             action="build it from its source for edgetpu, with one scale for each dense layer, or compare the compiled "
@@ -56,6 +58,8 @@ def _float_ends(model: Flatbuffer) -> Iterator[Finding]:
         floats = [model.main.tensors[i].name for i in tensors if model.main.tensors[i].dtype.startswith("float")]
         if floats and any(operator.kind == kind for operator in model.main.operators):
             yield Finding(
+                name="float-ends",
+                tensor=floats[0],
                 what=f"{', '.join(floats)}: the application {verb} floats, and the CPU runs {kind} at every inference",
                 action="build it from its source with integers at both ends: targets.edgetpu.io int8 or uint8",
             )
@@ -65,6 +69,8 @@ def _any_batch(model: Flatbuffer) -> Iterator[Finding]:
     anyone = [model.main.tensors[i] for i in model.main.inputs if -1 in model.main.tensors[i].shape_signature[:1]]
     if anyone:
         yield Finding(
+            name="open-batch",
+            tensor=anyone[0].name,
             what=f"{anyone[0].name} takes a batch of any size; compiled, it takes one of {list(anyone[0].shape)}",
             action="fix the batch to 1 before converting, so that no layer computes its sizes at run time",
         )
@@ -74,6 +80,8 @@ def _signed_image(model: Flatbuffer) -> Iterator[Finding]:
     for name, tensor in model.inputs.items():
         if tensor.dtype == "int8" and len(tensor.shape) == _IMAGE_RANK and tensor.shape[-1] == _COLOURS:
             yield Finding(
+                name="signed-image",
+                tensor=name,
                 what=f"{name} is an int8 image, and cameras give uint8",
                 action="subtract 128 from every pixel, or build it from its source with targets.edgetpu.io: uint8",
             )

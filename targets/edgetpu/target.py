@@ -74,6 +74,7 @@ def _unread(model: Flatbuffer) -> dict[int, Unmapped]:
     others = Refusal(
         reason=f"the compiler does not read a model with operator {first.index} ({first.kind}) as it is here",
         suggestion=f"change operator {first.index}",
+        collateral=True,
     )
     return {op.index: unmapped(op, model, barred.get(op.index, others)) for op in model.main.operators}
 
@@ -106,6 +107,7 @@ def _comes_after(model: Flatbuffer, cause: int) -> Refusal:
         reason=f"comes after operator {cause} ({model.main.operators[cause].kind}), which runs on the CPU; "
         "more than one subgraph is not supported",
         suggestion=f"make operator {cause} mappable",
+        collateral=True,
     )
 
 

@@ -23,6 +23,7 @@ LARGEST: Final = 65504.0  # Of float16: (2 - 2**-10) * 2**15. ref: IEEE 754-2019
 SMALLEST: Final = 2.0**-24  # Above zero, a subnormal.
 _FLOATS: Final = ("float16", "float32", "float64")
 _QUANTIZED: Final = ("int8", "uint8", "int16")
+OUTSIDE: Final = "outside-float16"
 _TOLD: Final = 5  # Findings in full; the rest are counted.
 _FLOAT32: Final = "keep the delegate in float32 (is_precision_loss_allowed = 0, or LiteRT's enforce_f32)"
 
@@ -76,7 +77,7 @@ def findings(model: Flatbuffer, ranges: Ranges, on_cpu: Collection[int] = ()) ->
         return told
     more = ", ".join(dict.fromkeys(f"{entry.operator.index} ({entry.operator.kind})" for entry in found[_TOLD:]))
     rest = f"values of {len(found) - _TOLD} more tensors leave float16, at operators {more}"
-    return (*told, Finding(what=rest, action=_FLOAT32))
+    return (*told, Finding(name=OUTSIDE, what=rest, action=_FLOAT32))
 
 
 def layers_of(model: Flatbuffer, operator: Operator) -> tuple[str, ...]:
@@ -93,6 +94,8 @@ def _finding(entry: Outside) -> Finding:
     where = f"{whose} of {entry.tensor.name} at operator {operator.index} ({operator.kind}){layers} leave float16: they"
     if entry.problem == "vanishes":
         return Finding(
+            name=OUTSIDE,
+            tensor=entry.tensor.name,
             what=f"{where} lie between {entry.low:.3g} and {entry.high:.3g}; float16 has no step below {SMALLEST:.2g}, "
             "so that they become zero",
             action=f"scale them up, as far as what follows allows, or {_FLOAT32}",
@@ -101,6 +104,8 @@ def _finding(entry: Outside) -> Finding:
         "train again with weight decay" if entry.tensor.is_constant else "scale the inputs, clip or normalize before it"
     )
     return Finding(
+        name=OUTSIDE,
+        tensor=entry.tensor.name,
         what=f"{where} lie between {entry.low:.3g} and {entry.high:.3g}; float16 ends at {LARGEST:.0f}, and beyond is "
         "infinity",
         action=f"{remedy}, or {_FLOAT32}",

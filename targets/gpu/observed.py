@@ -90,6 +90,7 @@ def place(oracle: Oracle, model: Flatbuffer, answer: Answer, ranges: Ranges | No
     failure = answer.failure or _unreadable(answer)
     if failure:
         told = Finding(
+            name="gpu-refuses-model",
             what=f"{oracle.title} can't run the model: {failure}",
             action=f"{_CHANGE}; until then the placement is predicted",
         )
@@ -147,6 +148,7 @@ def _taken(
         if sum(map(len, groups[:count])) == answer.on_gpu:
             return groups[:count], ()
     doubt = Finding(
+        name="gpu-operators-unknown",
         what=f"the GPU runtime takes {answer.on_gpu} operators, and which they are does not follow from its log",
         action="take the operators that are listed for the likeliest, and the count from here",
     )
@@ -186,11 +188,13 @@ def _disagreements(oracle: Oracle, model: Flatbuffer, refused: Collection[int]) 
     more, less = sorted(rules - set(refused)), sorted(set(refused) - rules)
     if more:
         yield Finding(
+            name="gpu-takes-more",
             what=f"{oracle.runtime} takes {_list(model, more)}, which TFLite's GPU delegate refuses by its source",
             action="count on them only where the app ships this runtime",
         )
     if less:
         yield Finding(
+            name="gpu-takes-less",
             what=f"{oracle.runtime} refuses {_list(model, less)}, which TFLite's GPU delegate takes by its source",
             action="try the model with the delegate that the app ships, on the device",
         )
@@ -211,11 +215,13 @@ def _compared(
     try:
         found = agreement.compare(_real(model, [outputs for _, outputs in vectors]), _real(model, answer.outputs))
     except ModelError as e:
-        return None, (Finding(what=f"on {oracle.title}, against the CPU: {e.what}", action=action),)
+        return None, (
+            Finding(name="gpu-not-compared", what=f"on {oracle.title}, against the CPU: {e.what}", action=action),
+        )
     if found.relative_rmse <= _FAR:
         return found, ()
     far = f"outputs on {oracle.title} lie up to {found.max_abs:.3g} off those of the CPU, {found.relative_rmse:.2g} of "
-    return found, (Finding(what=f"{far}their spread ({oracle.evidence})", action=action),)
+    return found, (Finding(name="gpu-outputs-differ", what=f"{far}their spread ({oracle.evidence})", action=action),)
 
 
 def _real(model: Flatbuffer, samples: Sequence[Mapping[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:

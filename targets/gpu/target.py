@@ -93,6 +93,7 @@ def left_out(model: Flatbuffer, taken: Collection[int], lost: Collection[int]) -
     unpacking = {index for index in folding(model.main) if read & set(model.main.operators[index].outputs)}
     why = Refusal(
         reason=f"outside the largest group of neighbours ({len(taken)} operators), the only one the delegate takes",
+        collateral=True,
         suggestion="make the operators between the groups supported, or raise max_delegated_partitions in the app",
     )
     return {

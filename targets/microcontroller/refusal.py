@@ -65,7 +65,7 @@ def findings(model: Flatbuffer) -> tuple[Finding, ...]:
     if not floats:
         return ()
     what = f"{floats[0]} computes in {_dtype(floats[0])}{_others(floats)}; a build for microcontrollers refuses that"
-    return (Finding(what=what, action=_QUANTIZE_IT),)
+    return (Finding(name="float-arithmetic", what=what, action=_QUANTIZE_IT),)
 
 
 def _places(model: Flatbuffer) -> Iterator[_Place]:
