@@ -1,5 +1,5 @@
 # With only Python and make: `make demo` builds a real model for four targets, `make test` runs the tests.
-# `make test-gpu`, on Debian, asks LiteRT's GPU runtime on a software adapter too.
+# `make test-gpu`, on Debian, asks LiteRT's GPU runtime on a software adapter too; `make test-arm` an ARM device in QEMU.
 
 FITS := import sys; sys.exit(not (3, 10, 12) <= sys.version_info[:3] < (3, 12))
 PYTHON ?= $(shell for p in python3.11 python3.10 python3; do $$p -c '$(FITS)' 2>/dev/null && echo $$p && break; done)
@@ -9,9 +9,10 @@ PACKAGES := calibration device_tests export pipeline targets
 READY := $(VENV)/.ready
 TORCH := $(VENV)/.torch
 GPU := $(VENV)/gpu
+ARM := $(VENV)/arm
 SWIFTSHADER := $(abspath $(GPU))/swiftshader/usr/lib/chromium
 
-.PHONY: demo test test-gpu firmware-tools check lint types clean
+.PHONY: demo test test-gpu test-arm firmware-tools check lint types clean
 
 demo: $(READY)
 	$(BIN)/edgebuild demo
@@ -24,6 +25,11 @@ test-gpu: $(READY)
 		EDGEBUILD_LITERT=$(abspath $(GPU))/bin/python LD_LIBRARY_PATH=$(SWIFTSHADER) \
 		VK_ICD_FILENAMES=$(SWIFTSHADER)/vk_swiftshader_icd.json $(BIN)/python -m pytest -m gpu_runtime tests/test_targets_gpu.py; \
 	else echo "LiteRT or SwiftShader can't be had here: the tests that ask a GPU runtime did not run"; fi
+
+test-arm: $(READY)
+	@if $(MAKE) --no-print-directory $(ARM)/.ready; then \
+		EDGEBUILD_ARM_ROOT=$(abspath $(ARM))/root $(BIN)/python -m pytest -m arm_device tests/test_device_arm.py; \
+	else echo "an ARM root, or what runs it, can't be had here: the tests that ask an ARM device did not run"; fi
 
 # Debian's cross compiler and QEMU, for the tests that link a firmware package and run it.
 firmware-tools:
@@ -60,6 +66,17 @@ $(GPU)/.ready: $(READY)
 	$(GPU)/bin/python -m pip install --quiet --disable-pip-version-check ai-edge-litert==2.3.0
 	cd $(GPU) && apt-get --quiet=2 update && apt-get --quiet=2 download chromium-common
 	cd $(GPU) && dpkg -x chromium-common_*.deb swiftshader && rm chromium-common_*.deb
+	@touch $@
+
+# Unpacked and never configured, which takes a machine of its own kind: Python and a shell run as they are. Debian 12's
+# Python is the last that tflite-runtime has wheels for.
+$(ARM)/.ready:
+	apt-get --quiet=2 update
+	apt-get --quiet=2 --yes install debootstrap openssh-client openssh-server qemu-user-static
+	rm -rf $(ARM) && mkdir -p $(ARM)
+	debootstrap --foreign --arch=arm64 --variant=minbase --include=python3 bookworm $(ARM)/root \
+		$$(apt-get indextargets --format '$$(REPO_URI)' | head -n 1) >$(ARM)/log || { tail $(ARM)/log; exit 1; }
+	for package in $(ARM)/root/var/cache/apt/archives/*.deb; do dpkg-deb -x $$package $(ARM)/root || exit 1; done
 	@touch $@
 
 clean:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +27,8 @@ def profile_model(
     *,
     processes: int = 6,
     threads: int = 1,
+    delegate: str = "default",
+    delegate_options: Mapping[str, str] | None = None,
     timeout_s: float = 60.0,
     on_process: Callable[[int, int], None] | None = None,
 ) -> ModelProfile:
@@ -41,6 +43,13 @@ def profile_model(
     except OSError as e:
         raise ModelError(f"can't read {model}", cause=str(e), action="give a .tflite file") from e
     latency = measure(
-        model, transport, processes=processes, threads=threads, timeout_s=timeout_s, on_process=on_process
+        model,
+        transport,
+        processes=processes,
+        threads=threads,
+        delegate=delegate,
+        delegate_options=delegate_options,
+        timeout_s=timeout_s,
+        on_process=on_process,
     )
     return ModelProfile(size_bytes=parsed.size_bytes, operators=len(parsed.main.operators), latency=latency)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Final
@@ -15,6 +16,7 @@ from edgebuild.export.verify import damaged
 # tensorflow/lite/micro.
 _COMPRESSION: Final = b"COMPRESSION_METADATA"
 _RUNTIME_METADATA: Final = frozenset({b"OfflineMemoryAllocation", _COMPRESSION})
+_NUMBERED: Final = re.compile(r"\bt(\d{1,6})\.(\d{1,9})(?!\d)")  # Other tools add to a name: `t0.7_softmax`.
 _LAST_OLD_CODE: Final = 127  # The old field's greatest, where a builtin above it stands in the new one alone.
 
 
@@ -40,6 +42,30 @@ def ready(data: bytes) -> bytes:
     if all(entry.name != _COMPRESSION for entry in model.metadata):  # It names buffers that no tensor has.
         drop_unused_buffers(model)
     return pack(model, len(data))
+
+
+def numbered(data: bytes) -> bytes:
+    """The same model with every tensor named by its place, `t<subgraph>.<index>`: what another tool says can be told.
+
+    Raises:
+        ModelError: the flatbuffer is damaged.
+    """
+    model = unpack(data)
+    for place, graph in enumerate(model.subgraphs):
+        for index, tensor in enumerate(graph.tensors):
+            tensor.name = f"t{place}.{index}".encode()
+    return pack(model, len(data))
+
+
+def spoken(text: str, named: Flatbuffer) -> str:
+    """A text about a numbered model with the names of the model it was made of."""
+
+    def name(match: re.Match[str]) -> str:
+        place, index = int(match[1]), int(match[2])
+        known = place < len(named.subgraphs) and index < len(named.subgraphs[place].tensors)
+        return named.subgraphs[place].tensors[index].name or match[0] if known else match[0]
+
+    return _NUMBERED.sub(name, text)
 
 
 def with_names_of(stripped: Flatbuffer, named: Flatbuffer) -> Flatbuffer:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 from edgebuild.calibration.errors import Failure
-from edgebuild.device_tests.latency import Latency
 from edgebuild.export import flatbuffer
 from edgebuild.export.agreement import Agreement
 from edgebuild.export.formats import Precision
@@ -38,10 +37,10 @@ from edgebuild.pipeline.report import (
     MissingEntry,
     ModelReport,
     NoAgreement,
-    NoLatency,
     Report,
     StepReport,
     TargetReport,
+    Timed,
 )
 from edgebuild.pipeline.settings import Metric
 from edgebuild.pipeline.storage.digests import digest_file
@@ -54,7 +53,7 @@ from edgebuild.targets.placement import from_plain as placement_from_plain
 from edgebuild.targets.registry import TARGETS
 from edgebuild.targets.target import RuntimeName, memory_from_plain
 
-Latencies: TypeAlias = Mapping[str, Latency | NoLatency]
+Latencies: TypeAlias = Mapping[str, Timed]
 _STANDS_IN: Final[Mapping[RuntimeName, str]] = {
     "tflite-runtime": "tflite-runtime's CPU kernels stand in for the target",
     "tflite-micro": "TFLite Micro's reference kernels, run on this machine",
@@ -69,6 +68,11 @@ def report(project: Project, plan: Plan, outcome: Outcome, latencies: Latencies)
         name: _target(project, name, export, plan, outcome, latencies)
         for name, export in plan.exports.items()
         if name not in failures
+    }
+    failures |= {
+        f"{name} in QEMU": failure_report(outcome.failures[export.emulated])
+        for name, export in plan.exports.items()
+        if name in targets and export.emulated in outcome.failures
     }
     codes = [f.exit_code for f in failures.values()]
     codes += [code for t in targets.values() if (code := gates.exit_code(t.gates)) != OK]
@@ -124,7 +128,7 @@ def failure_report(failure: Failure) -> FailureReport:
 
 
 def _failure(outcome: Outcome, export: Export) -> FailureReport | None:
-    for key in (export.artifact, export.verified, export.packaged, export.emulated):
+    for key in (export.artifact, export.verified, export.packaged):
         if key in outcome.failures:
             return failure_report(outcome.failures[key])
     return None
@@ -179,11 +183,13 @@ def _target(
     memory = memory_from_plain(raw["memory"])
     if firmware is not None:
         memory = firmware_report.refined(memory, firmware)
-    latency = latencies[export.packaged]
+    timed = latencies[export.packaged]
+    latency = timed.latency
     run = _gpu_run(raw.get("gpu_run"))
+    settings = project.config.targets.get(name, TargetSettings())
     judged = gates.judge(
         export.precision,
-        project.config.targets.get(name, TargetSettings()),
+        settings,
         project.config.gates,
         size_bytes=shipped(figures["size_bytes"], cut),
         agreement=agreement,
@@ -191,8 +197,9 @@ def _target(
         placement=placement,
         memory=memory,
         latency=latency,
+        against=timed.against,
         firmware=firmware,
-        baseline=baseline.instructions(project, name),
+        baseline=baseline.instructions(settings.tflm, project.folder, name),
     )
     fix = _fix(name, export.versions[-1], outcome, cut, packaged / "files")
     return TargetReport(
@@ -223,6 +230,7 @@ def _target(
         fix=fix,
         gpu_run=run,
         firmware=firmware,
+        against=timed.against,
     )
 
 
@@ -291,7 +299,7 @@ def _entry(
         weights=found,
         metric=_metric(project.config.metric, verified, name, export.precision),
         arena_bytes=memory_from_plain(raw["memory"]).arena_bytes,
-        latency=latencies[version.figures],
+        latency=latencies[version.figures].latency,
         compiled_bytes=raw.get("compiled_bytes"),
     )
 
@@ -304,7 +312,7 @@ def _agreement(found: Mapping[str, Any] | None, data: Role, evidence: Evidence) 
 
 def _metric(metric: Metric, verified: Mapping[str, Any], name: str, precision: Precision) -> MetricFigure:
     higher = metric.is_higher_better
-    found, runtime = verified["metric"], TARGETS[name].runtime()
+    found, runtime = verified["metric"], _runtime(name, verified)
     if found is None or runtime is None:
         return MetricFigure(
             name=metric.name,
@@ -329,6 +337,12 @@ def _metric(metric: Metric, verified: Mapping[str, Any], name: str, precision: P
         return MetricFigure(name=metric.name, higher_is_better=higher, drop=None, evidence=evidence, note=note, **found)
     drop = found["float"] - found["target"] if higher else found["target"] - found["float"]
     return MetricFigure(name=metric.name, higher_is_better=higher, drop=drop, evidence=evidence, note=note, **found)
+
+
+def _runtime(name: str, verified: Mapping[str, Any]) -> RuntimeName | None:
+    """What ran the artifact as the target, or in its stead; None where what should have was not there."""
+    ran: RuntimeName = verified["runtime"]
+    return None if TARGETS[name].FLASHED and ran == "tflite-runtime" else ran
 
 
 def _read(path: Path) -> dict[str, Any]:

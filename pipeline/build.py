@@ -21,23 +21,17 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
-from edgebuild.device_tests import latency as method
-from edgebuild.device_tests.errors import DeviceError
-from edgebuild.device_tests.latency import Latency
-from edgebuild.device_tests.registry import TRANSPORTS
-from edgebuild.pipeline import assemble, manifest, planner, publish, reruns
+from edgebuild.pipeline import assemble, latencies, manifest, planner, publish, reruns
 from edgebuild.pipeline.config import Project
 from edgebuild.pipeline.execution.engine import Event, Outcome, Runner, execute, survey
 from edgebuild.pipeline.execution.workers import Limits
 from edgebuild.pipeline.plan import Plan
-from edgebuild.pipeline.report import Entry, NoLatency, Report, TargetReport
+from edgebuild.pipeline.report import Report
 from edgebuild.pipeline.reruns import Why
-from edgebuild.pipeline.storage.digests import digest_file
 from edgebuild.pipeline.storage.sessions import session
 from edgebuild.pipeline.storage.shared_store import default_store
 from edgebuild.pipeline.storage.store import Store
 from edgebuild.pipeline.task import Task
-from edgebuild.targets.registry import TARGETS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,12 +61,14 @@ def build(
     jobs: int | None = None,
     runner: Runner | None = None,
     explain: bool = False,
+    device: str = "",
     on_event: Callable[[Event], None] = lambda _: None,
     on_latency: Callable[[str, int, int], None] = lambda *_: None,
 ) -> BuildResult:
     """Build targets into `out`; a target that fails leaves the others whole, and its failure in the report.
 
-    Stages run in `jobs` processes of this machine, or where `runner` has them run (see `cluster.runner`).
+    Stages run in `jobs` processes of this machine, or where `runner` has them run (see `cluster.runner`). Latency is
+    measured on `device`, a name of the project's or a URI, instead of where each target says.
 
     Raises:
         ConfigError: the project can't be planned.
@@ -92,19 +88,24 @@ def build(
             runner=runner,
         )
         whys = _whys(out, plan.tasks, store, heard.ran, heard.damaged) if explain else ()
-        return replace(finish(project, out, plan, outcome, on_latency), whys=whys)
+        return replace(finish(project, out, plan, outcome, on_latency, device), whys=whys)
 
 
 def finish(
-    project: Project, out: Path, plan: Plan, outcome: Outcome, on_latency: Callable[[str, int, int], None]
+    project: Project,
+    out: Path,
+    plan: Plan,
+    outcome: Outcome,
+    on_latency: Callable[[str, int, int], None],
+    device: str = "",
 ) -> BuildResult:
-    """Measure, judge and publish what the stages left.
+    """Measure, judge and publish what the stages left; `device` as in `build`.
 
     Raises:
         ConfigError: `out` can't be written.
     """
-    latencies = _latencies(project, plan, outcome, publish.previous(out), on_latency)
-    report = assemble.report(project, plan, outcome, latencies)
+    timed = latencies.taken(project, plan, outcome, publish.previous(out), device, on_latency)
+    report = assemble.report(project, plan, outcome, timed)
     publish.publish(out, project, plan, outcome, report)
     return BuildResult(report=report, out=out, plan=plan)
 
@@ -223,50 +224,3 @@ def limits(project: Project) -> Limits:
     """What the project's configuration allows one stage."""
     found = project.config.limits
     return Limits(stage_s=found.stage_s, memory_mib=found.memory_mib)
-
-
-def _latencies(
-    project: Project,
-    plan: Plan,
-    outcome: Outcome,
-    previous: Report | None,
-    on_latency: Callable[[str, int, int], None],
-) -> Mapping[str, Latency | NoLatency]:
-    """Of every version of every target, by the key of its figures; measured after all else has ended, undisturbed."""
-    found: dict[str, Latency | NoLatency] = {}
-    for name, export in plan.exports.items():
-        gated = name in project.config.targets and project.config.targets[name].max_latency_ms is not None
-        for version in export.versions:
-            ships = version is export.versions[-1]
-            if not TARGETS[name].HOST_RUNS:
-                found[version.figures] = NoLatency(note=f"no device is named for {name}, and this machine is none")
-            elif version.figures in outcome.results:
-                model = assemble.model_file(outcome, export, version)
-                kept = None if gated and ships else _still_good(previous, name, model)
-                title = name if ships else f"{name}, {version.title},"
-                found[version.figures] = kept or _measure(title, model, on_latency)
-    return found
-
-
-def _still_good(previous: Report | None, name: str, model: Path) -> Latency | None:
-    """The figure of the report in `out` for these very bytes on a machine of this kind; its time stands beside it.
-
-    The store never holds a latency, and a gate never rests on an old one.
-    """
-    target = previous.targets.get(name) if previous else None
-    if target is None:
-        return None
-    entries: list[TargetReport | Entry] = [target, *(e for e in target.ledger if isinstance(e, Entry))]
-    known = {entry.sha256: entry.latency for entry in entries if isinstance(entry.latency, Latency)}
-    before = known.get(digest_file(model)) if known else None
-    same_device = before is not None and before.device == str(TRANSPORTS["local"]().fingerprint())
-    return before if same_device else None
-
-
-def _measure(name: str, model: Path, on_latency: Callable[[str, int, int], None]) -> Latency | NoLatency:
-    try:
-        return method.measure(
-            model, TRANSPORTS["local"](), on_process=lambda done, total: on_latency(name, done, total)
-        )
-    except DeviceError as e:
-        return NoLatency(note=f"{e.what}: {e.cause}" if e.cause else e.what)

@@ -9,6 +9,7 @@ from edgebuild.calibration.errors import DataError
 from edgebuild.export.flatbuffer import Flatbuffer
 
 FILE: Final = "labels.txt"
+_MOST_CHARS: Final = 1 << 24  # A name for every atom of a large vocabulary; a device file has no end.
 
 
 def read(path: Path, model: Flatbuffer) -> tuple[str, ...]:
@@ -18,9 +19,10 @@ def read(path: Path, model: Flatbuffer) -> tuple[str, ...]:
         DataError: the file is no text, or has another number of lines.
     """
     try:
-        names = tuple(line.strip() for line in path.read_text(encoding="utf-8").rstrip().splitlines())
-    except UnicodeDecodeError as e:
-        raise DataError(f"data.class_names: {path.name} is no UTF-8 text", action="save it as UTF-8") from e
+        with path.open(encoding="utf-8-sig") as file:
+            names = tuple(line.strip() for line in file.read(_MOST_CHARS).rstrip().split("\n"))
+    except (OSError, UnicodeDecodeError) as e:
+        raise DataError(f"data.class_names: {path.name} is no UTF-8 text file", action="save it as UTF-8") from e
     counts = {tensor.shape[-1] for tensor in model.outputs.values() if tensor.shape}
     if len(names) not in counts:
         raise DataError(

@@ -6,12 +6,15 @@ import signal
 import sys
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from edgebuild.pipeline import cli_devices
+from edgebuild.pipeline.cli_options import CODE, EXPORTS, READING, add, target_names
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from click.shell_completion import CompletionItem
 
@@ -50,41 +53,6 @@ def _print_versions(ctx: click.Context, _: click.Parameter, wanted: bool) -> Non
         ctx.exit()
 
 
-def _target_names(_: click.Context, __: click.Parameter, incomplete: str) -> list[str]:
-    """The targets that a shell may offer."""
-    from edgebuild.targets.registry import TARGETS
-
-    return [name for name in TARGETS if name.startswith(incomplete)]
-
-
-_Command: TypeAlias = "Callable[..., int]"
-_EXPORTS: Final = (
-    click.option("--junit", type=click.Path(path_type=Path, dir_okay=False), help="Write JUnit XML: a case a gate."),
-    click.option("--sarif", type=click.Path(path_type=Path, dir_okay=False), help="Write SARIF: placement and gates."),
-    click.option("--markdown", type=click.Path(path_type=Path, dir_okay=False), help="Write a job's summary."),
-)
-_CODE: Final = (
-    click.option("--custom", multiple=True, metavar="MODULE", help="Import a module that registers Keras layers."),
-    click.option("--trust-model-code", is_flag=True, help="Let code inside the model file run, such as Lambda layers."),
-)
-_READING: Final = (
-    click.option("--signature", default="", help="Which of a SavedModel's signatures."),
-    click.option("--input-shape", "input_shapes", multiple=True, metavar="NAME=1,3,224,224", help="Fix an open shape."),
-    *_CODE,
-)
-
-
-def _add(options: Sequence[Callable[[_Command], _Command]]) -> Callable[[_Command], _Command]:
-    """Add options that several commands share."""
-
-    def added(command: _Command) -> _Command:
-        for option in reversed(options):
-            command = option(command)
-        return command
-
-    return added
-
-
 @click.group(cls=_DefaultToBuild, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.option(
     "--version",
@@ -104,6 +72,10 @@ def cli(ctx: click.Context, *, debug: bool) -> None:
     ctx.obj = debug
 
 
+cli.add_command(cli_devices.profile)
+cli.add_command(cli_devices.devices)
+
+
 @cli.command()
 @click.option(
     "-t",
@@ -112,7 +84,7 @@ def cli(ctx: click.Context, *, debug: bool) -> None:
     multiple=True,
     metavar="NAME",
     help="Build this target; repeatable. [default: all]",
-    shell_complete=_target_names,
+    shell_complete=target_names,
 )
 @click.option(
     "-c", "--config", "config_path", type=click.Path(path_type=Path), default="edgebuild.yaml", show_default=True
@@ -121,6 +93,7 @@ def cli(ctx: click.Context, *, debug: bool) -> None:
     "-o", "--out", type=click.Path(path_type=Path), default="build", show_default=True, help="Where results go."
 )
 @click.option("--set", "overrides", multiple=True, metavar="KEY.PATH=VALUE", help="Override a setting; repeatable.")
+@click.option("--device", default="", metavar="NAME", help="Measure latency there: of edgebuild.yaml, or a URI.")
 @click.option(
     "--until",
     metavar="STAGE",
@@ -129,14 +102,14 @@ def cli(ctx: click.Context, *, debug: bool) -> None:
 )
 @click.option("--dry-run", is_flag=True, help="Show the plan and what the store holds; run nothing.")
 @click.option("--explain", is_flag=True, help="Say why each stage ran, or with --dry-run would run.")
-@_add(_CODE)
+@add(CODE)
 @click.option("--no-cache", is_flag=True, help="Use nothing from the store and leave nothing there.")
 @click.option("-j", "--jobs", type=click.IntRange(min=1), help="Tasks side by side. [default: cores]")
 @click.option("--scheduler", metavar="ADDRESS", help="Run the stages on a Dask scheduler: tcp://host:8786.")
 @click.option("--seed", type=click.IntRange(min=0), help="Override the configuration's seed.")
 @click.option("--json", "as_json", is_flag=True, help="The report on stdout, all else on stderr.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress; failures only.")
-@_add(_EXPORTS)
+@add(EXPORTS)
 @click.pass_obj
 def build(debug: bool, /, **options: Any) -> int:  # noqa: FBT001 - click passes its object by position
     """Build verified artifacts from edgebuild.yaml."""
@@ -153,7 +126,7 @@ def build(debug: bool, /, **options: Any) -> int:  # noqa: FBT001 - click passes
 @click.option("--evaluation", metavar="DATA", help="Labelled samples, likewise.")
 @click.option("-o", "--out", type=click.Path(path_type=Path), default="edgebuild.yaml", show_default=True)
 @click.option("--force", is_flag=True, help="Replace a file that is there.")
-@_add(_READING)
+@add(READING)
 def init(model: Path, **options: Any) -> int:
     """Look at MODEL and write a commented edgebuild.yaml."""
     from edgebuild.pipeline.commands import models
@@ -188,28 +161,13 @@ def demo(debug: bool, /, folder: Path, jobs: int | None) -> int:  # noqa: FBT001
 
 @cli.command()
 @click.argument("model", type=click.Path(path_type=Path))
-@_add(_READING)
+@add(READING)
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 def inspect(model: Path, **options: Any) -> int:
     """Show MODEL's inputs, outputs, operators, parameters and multiply-accumulates, layer by layer."""
     from edgebuild.pipeline.commands import models
 
     return models.inspect(model, **options)
-
-
-@cli.command()
-@click.argument("model", type=click.Path(path_type=Path))
-@click.option("--device", default="local", show_default=True, help="Where to run.")
-@click.option(
-    "--processes", type=click.IntRange(min=1), default=6, show_default=True, help="Fresh processes to measure in."
-)
-@click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True)
-@click.option("--json", "as_json", is_flag=True, help="As JSON.")
-def profile(model: Path, **options: Any) -> int:
-    """Measure the latency of MODEL.tflite on a device."""
-    from edgebuild.pipeline.commands import models
-
-    return models.profile(model, **options)
 
 
 @cli.command()
@@ -221,7 +179,7 @@ def profile(model: Path, **options: Any) -> int:
     multiple=True,
     metavar="NAME",
     help="On this target; repeatable. [default: all]",
-    shell_complete=_target_names,
+    shell_complete=target_names,
 )
 @click.option("--min-mapped", type=click.FloatRange(0, 1), help="Fail where a smaller share of operators is mapped.")
 @click.option("--oracle", is_flag=True, help="Let the GPU runtime of this machine compile the model, for gpu.")
@@ -256,7 +214,7 @@ def verify(debug: bool, /, folder: Path, **options: Any) -> int:  # noqa: FBT001
 
 
 @cli.command()
-@click.argument("target", shell_complete=_target_names)
+@click.argument("target", shell_complete=target_names)
 @click.option(
     "-o", "--out", type=click.Path(path_type=Path), default="build", show_default=True, help="A finished build."
 )
@@ -294,7 +252,7 @@ def compare(a: Path, b: Path, **options: Any) -> int:
 
 @cli.command()
 @click.argument("folder", type=click.Path(path_type=Path), default="build")
-@_add(_EXPORTS)
+@add(EXPORTS)
 def report(folder: Path, **files: Path | None) -> int:
     """Write the report of the finished build in FOLDER for other tools, or show its table; nothing is built."""
     from edgebuild.pipeline.commands import report as reporting

@@ -7,7 +7,14 @@ from typing import Final
 from edgebuild.calibration.errors import DataError, Failure
 from edgebuild.device_tests.errors import DeviceError
 from edgebuild.export.errors import ModelError
-from edgebuild.targets.errors import EmulationError, PlacementError, ProfileError, ToolMissingError, UnknownTargetError
+from edgebuild.targets.errors import (
+    EmulationError,
+    LibraryError,
+    PlacementError,
+    ProfileError,
+    ToolMissingError,
+    UnknownTargetError,
+)
 
 
 class ConfigError(Failure):
@@ -53,12 +60,13 @@ EXIT_CODES: Final[dict[type[Failure], int]] = {
     DataError: 2,
     StoreError: 2,
     UnknownTargetError: 2,
+    LibraryError: 2,
     ModelError: 3,
     CrashError: 3,
     MismatchError: 3,
+    EmulationError: 3,
     PlacementError: 7,
     DeviceError: 8,
-    EmulationError: 8,
     SchedulerError: 8,
     PeerError: 8,
     ToolMissingError: 9,

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final, Literal, TypeAlias
 
 from edgebuild.export.formats import IoType, Precision
-from edgebuild.pipeline import stages
+from edgebuild.pipeline import baseline, stages
 from edgebuild.pipeline.errors import ConfigError
 from edgebuild.pipeline.plan import Version
 from edgebuild.pipeline.target_settings import NpuSettings, TargetSettings, Tflm
@@ -76,6 +76,7 @@ def emulated(wanted: Wanted, packaged: str) -> str:
     tflm = wanted.settings.tflm
     if tflm is None:
         return ""
+    baseline.instructions(tflm, wanted.folder, wanted.name)  # Before anything runs: what is named must be there.
     parameters = stages.EmulateParameters(machine=tflm.machine, tools=_tools())
     sources = _library(tflm, wanted.folder)
     return wanted.add("emulate", f"run {wanted.name} in QEMU", {"packaged": packaged}, parameters, sources)
@@ -167,7 +168,8 @@ def _firmware(wanted: Wanted, version: Version, _: str) -> Keys:
         return {"compiled": _vela(wanted, wanted.settings.npu, version)}
     if wanted.settings.lut != "auto":
         return {}
-    parameters = stages.LutParameters(ram_kib=wanted.settings.ram_kib, core=wanted.settings.core)
+    settings = wanted.settings
+    parameters = stages.LutParameters(ram_kib=settings.ram_kib, core=settings.core, arena_margin=settings.arena_margin)
     inputs = {"artifact": version.artifact, "samples": wanted.samples}
     return {"compiled": wanted.add("lut", f"tables for {wanted.name} {version.title}", inputs, parameters)}
 
@@ -182,6 +184,7 @@ def _vela(wanted: Wanted, npu: NpuSettings, version: Version) -> str:
         system_config=known.system_config,
         memory_mode=known.memory_mode,
         core=wanted.settings.core,
+        arena_margin=wanted.settings.arena_margin,
     )
     sources = {"config": source_at(Path(known.config))} if npu.config else {}
     title = f"compile {wanted.name} {version.title} for {npu.accelerator}"

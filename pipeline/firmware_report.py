@@ -46,7 +46,7 @@ def of(figures: Mapping[str, Any], verified: Mapping[str, Any], emulated: Mappin
 
 
 def refined(memory: Memory, found: FirmwareReport) -> Memory:
-    """Memory with what an emulated core showed: the linked program's flash, and no smaller arena than it needed."""
+    """Memory with what an emulated core showed: flash as it was linked."""
     run = found.emulation
     if run is None:
         return memory
@@ -88,7 +88,7 @@ def _tables(found: Lut) -> str:
         return f"weights in tables: no, since {found.why}"
     flash = f"{found.net_flash_bytes:+,} B of flash with {found.decoder_code_bytes:,} B for the decoder"
     arena = f"arena {found.arena_before_bytes:,} to {found.arena_after_bytes:,} B"
-    equal = f"outputs bit for bit ({found.samples} samples)"
+    equal = f"outputs bit for bit ({found.samples} samples); every inference unpacks them anew, which takes its time"
     return f"weights in tables: {len(found.tensors)} kernels, {flash}, {arena}; {equal}"
 
 

@@ -6,7 +6,10 @@ import math
 from collections.abc import Iterable, Iterator
 from typing import Final
 
-from edgebuild.device_tests.latency import Latency, against
+from edgebuild.device_tests.latency import Latency
+from edgebuild.device_tests.latency import against as holds
+from edgebuild.device_tests.versus import Comparison
+from edgebuild.device_tests.versus import against as regressed
 from edgebuild.export.agreement import Agreement
 from edgebuild.export.formats import Precision
 from edgebuild.pipeline.errors import GATE_EXIT_CODES, INCONCLUSIVE_LATENCY, OK
@@ -28,6 +31,7 @@ AGREEMENT_LIMITS: Final[dict[Precision, float]] = {
     "int16x8": 0.1,
 }
 _KIB: Final = 1024
+GROWTH: Final = 0.02  # A choice: instructions repeat, so that any growth is real, and a compiler's whim is less.
 _ROUNDING: Final = 1e-9  # Relative: 0.90 - 0.89 is a little above 0.01 in binary, and holds to it all the same.
 
 
@@ -42,6 +46,7 @@ def judge(
     placement: Placement,
     memory: Memory,
     latency: Latency | NoLatency,
+    against: Comparison | NoLatency | None = None,
     firmware: FirmwareReport | None = None,
     baseline: int | None = None,
 ) -> tuple[GateResult, ...]:
@@ -56,7 +61,9 @@ def judge(
         *_size("max_arena_kib", "memory", settings.ram_kib, memory.arena_bytes),
         *_size("max_flash_kib", "memory", settings.flash_kib, memory.flash_bytes),
         *_mapped(settings.min_mapped, placement),
-        *_latency(settings.max_latency_ms, latency),
+        *_latency("max_latency_ms", settings.max_latency_ms, latency),
+        *(_latency("max_ms", gates.latency.max_ms, latency) if gates.latency else ()),
+        *(_regression(gates.latency.max_regression, against) if gates.latency and against else ()),
         *_npu(settings, firmware),
         *_emulated(settings.tflm, firmware, baseline),
     )
@@ -119,14 +126,24 @@ def _mapped(limit: float | None, placement: Placement) -> Iterator[GateResult]:
         yield _result("min_mapped", "placement", limit, placement.mapped_share, verdict, placement.evidence)
 
 
-def _latency(limit_ms: float | None, latency: Latency | NoLatency) -> Iterator[GateResult]:
+def _latency(name: str, limit_ms: float | None, latency: Latency | NoLatency) -> Iterator[GateResult]:
     if limit_ms is None:
         return
     if isinstance(latency, NoLatency):
-        yield _result("max_latency_ms", "latency", limit_ms, None, "inconclusive", latency.note)
+        yield _result(name, "latency", limit_ms, None, "inconclusive", latency.note)
         return
     interval = f"{latency.low_us / 1e3:.3f} to {latency.high_us / 1e3:.3f} ms at {latency.confidence:.1%} confidence"
-    yield _result("max_latency_ms", "latency", limit_ms, latency.median_us / 1e3, against(latency, limit_ms), interval)
+    yield _result(name, "latency", limit_ms, latency.median_us / 1e3, holds(latency, limit_ms), interval)
+
+
+def _regression(limit: float, against: Comparison | NoLatency) -> Iterator[GateResult]:
+    """How much slower than its baseline a model is, by a comparison of both in turns."""
+    if isinstance(against, NoLatency):
+        yield _result("max_regression", "latency", limit, None, "inconclusive", against.note)
+        return
+    interval = f"{against.low - 1:+.1%} to {against.high - 1:+.1%} at {against.confidence:.0%} confidence"
+    note = "; ".join((f"{against.verdict}: {interval}", *against.notes))
+    yield _result("max_regression", "latency", limit, against.ratio - 1, regressed(against, limit), note)
 
 
 def _npu(settings: TargetSettings, firmware: FirmwareReport | None) -> Iterator[GateResult]:
@@ -150,9 +167,9 @@ def _emulated(tflm: Tflm | None, firmware: FirmwareReport | None, baseline: int 
     if tflm is None or run is None:
         return
     if run.arena_package_bytes is not None:
-        note = f"what the package's kArenaBytes holds, against what {run.machine} needs"
+        note = f"kArenaBytes, against what {run.machine} needs; arena_margin raises it"
         yield _at_most("package_arena_kib", "memory", run.arena_package_bytes / _KIB, run.arena_min_bytes / _KIB, note)
-    growth = None if baseline is None else baseline * (1 + tflm.max_growth)
+    growth = None if baseline is None else baseline * (1 + (GROWTH if tflm.max_growth is None else tflm.max_growth))
     for name, limit in (("max_instructions", tflm.max_instructions), ("max_growth", growth)):
         if limit is None:
             continue

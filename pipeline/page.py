@@ -45,6 +45,8 @@ GATED_ROWS: Final[Mapping[str, str]] = {
     "max_flash_kib": "flash_bytes",
     "min_mapped": "mapped_share",
     "max_latency_ms": "median_us",
+    "max_ms": "median_us",
+    "max_regression": "median_us",
     "max_cycles": "cycles",
     "max_sram_kib": "sram_bytes",
     "max_cpu_operators": "cpu_operators",

@@ -112,7 +112,9 @@ class _Planner:
         whole = self._tasks[made.artifact].inputs["artifact"] if self._is_cut(made.artifact) else made.artifact
         compiled = finishing.compiled(wanted, made, whole) if ships or wanted.name in finishing.EVERY_VERSION else {}
         inputs = {"artifact": made.artifact, "verified": made.verified, **compiled}
-        parameters = stages.TargetParameters(target=wanted.name, core=wanted.settings.core)
+        parameters = stages.TargetParameters(
+            target=wanted.name, core=wanted.settings.core, arena_margin=wanted.settings.arena_margin
+        )
         names = self._project.class_names
         sources = {"class_names": source_at(names)} if ships and names else {}
         return replace(made, figures=self._add(stage, title, inputs, parameters, sources))
@@ -190,7 +192,8 @@ class _Planner:
                 action="give the trained source model, or leave `compress` out",
             )
         found = (recognise.precision(self._given), recognise.io_type(self._given))
-        wanted = {name: unfit(name, self._settings(name), *found) for name in names}
+        asked = [name for name in names if self._settings(name).precision or found[0] not in TARGETS[name].JUDGES]
+        wanted = {name: unfit(name, self._settings(name), *found) if name in asked else "" for name in names}
         refused = [name for name in names if wanted[name]]
         if refused:
             reasons = [f"targets.{name}: {wanted[name]}" for name in refused]
@@ -285,7 +288,7 @@ def _format(name: str, settings: TargetSettings) -> tuple[Precision, IoType]:
 def unfit(name: str, settings: TargetSettings, precision: Precision, io: IoType) -> str:
     """What a target wants that a flatbuffer of this format is not; empty where it fits."""
     chosen = TARGETS[name]
-    if precision not in ((settings.precision,) if settings.precision else (*chosen.PRECISIONS, *chosen.JUDGES)):
+    if precision not in ((settings.precision,) if settings.precision else chosen.PRECISIONS):
         return f"precision {settings.precision or ' or '.join(chosen.PRECISIONS)}"
     cut_off = ("float32",) if settings.cut == "auto" else ()  # What turns floats into integers is left to the host.
     if precision == "int8" and io not in ((settings.io,) if settings.io else (*chosen.IO_TYPES, *cut_off)):

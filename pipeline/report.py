@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Final, Literal, TypeAlias
 
 from edgebuild.device_tests.latency import Latency
+from edgebuild.device_tests.versus import Comparison
 from edgebuild.export.agreement import Agreement
 from edgebuild.export.formats import IoType, Precision
 from edgebuild.export.weights import Weights
@@ -71,6 +72,14 @@ class NoLatency:
 
     note: str
     evidence: Literal["unavailable"] = "unavailable"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timed:
+    """An artifact's latency, or why there is none, and that beside a baseline's, where one is named."""
+
+    latency: Latency | NoLatency
+    against: Comparison | NoLatency | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -219,6 +228,7 @@ class TargetReport:
     fix: Fix | None = None
     gpu_run: GpuRun | None = None
     firmware: FirmwareReport | None = None
+    against: Comparison | NoLatency | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -251,7 +261,10 @@ class ModelReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """A whole build: what was built under `targets`, what was not under `failures`."""
+    """A whole build: what was built under `targets`, what was not under `failures`.
+
+    A package that failed on an emulated core stands under `targets`, and that failure under `mcu in QEMU`.
+    """
 
     schema: str
     edgebuild: str

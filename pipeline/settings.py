@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Final, Literal, TypeAlias
+from typing import Annotated, Final, TypeAlias
 
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     Strict,
@@ -16,6 +17,7 @@ from pydantic import (
 )
 
 from edgebuild.pipeline.compress.settings import Cluster, Finetune, Prune, Qat, Step
+from edgebuild.pipeline.device_settings import Device
 from edgebuild.pipeline.record import Record, or_a
 from edgebuild.pipeline.target_settings import Board, NpuSettings, Positive, TargetSettings, Tflm, nearest, refusals
 from edgebuild.targets.registry import TARGETS
@@ -122,6 +124,25 @@ class Metric(Record):
         return self.name not in LOWER_IS_BETTER if self.higher_is_better is None else self.higher_is_better
 
 
+def _share(value: object) -> object:
+    """`5%` stands for 0.05."""
+    if isinstance(value, str) and value.endswith("%"):
+        return float(value.removesuffix("%")) / 100
+    return value
+
+
+class LatencyGate(Record):
+    """Limits on latency, where a device is named or this machine is the target."""
+
+    max_ms: Positive | None = None
+    baseline: str | None = Field(default=None, description="a .tflite that is measured beside the artifact, in turns")
+    max_regression: Annotated[float, Field(gt=0), BeforeValidator(_share)] = Field(
+        default=0.05, description="how much slower than the baseline it may be: 5% or 0.05"
+    )
+    confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
+    budget_s: Positive = Field(default=60.0, description="until a comparison ends undecided")
+
+
 class Gates(Record):
     """Limits for every target."""
 
@@ -130,6 +151,7 @@ class Gates(Record):
     )
     min_metric: float | None = Field(default=None, description="a floor; a ceiling where lower is better")
     max_size_kib: Positive | None = None
+    latency: LatencyGate | None = None
 
 
 class StageLimits(Record):
@@ -137,14 +159,6 @@ class StageLimits(Record):
 
     stage_s: Positive = 3600.0
     memory_mib: Positive | None = Field(default=None, description="resident memory of the stage's process")
-
-
-class Device(Record):
-    """How to reach a device; this version measures on `local` alone."""
-
-    transport: Literal["local", "ssh", "adb"] = "local"
-    host: str | None = None
-    serial: str | None = None
 
 
 def _known_target(name: str) -> str:
@@ -215,6 +229,7 @@ RECORDS: Final[dict[str, type[BaseModel]]] = {
     "npu": NpuSettings,
     "tflm": Tflm,
     "gates": Gates,
+    "latency": LatencyGate,
     "limits": StageLimits,
     "devices": Device,
 }

@@ -7,13 +7,15 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePath
 from typing import Annotated, Final, Literal, TypeAlias
 
-from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Tag
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from edgebuild.export.formats import IoType, Precision
 from edgebuild.pipeline.record import Record, or_a
+from edgebuild.targets.errors import UnknownTargetError
 from edgebuild.targets.microcontroller.emulation.machines import MachineName
 from edgebuild.targets.microcontroller.npu import BUNDLED, Accelerator, Npu, for_profile
-from edgebuild.targets.profile import load_profile, profile_names
+from edgebuild.targets.microcontroller.target import ARENA_MARGIN
+from edgebuild.targets.profile import WORDS, load_profile, profile_names
 from edgebuild.targets.registry import TARGETS
 
 Positive: TypeAlias = Annotated[float, Field(gt=0)]
@@ -45,12 +47,21 @@ class NpuSettings(Record):
         )
 
 
+def _known_core(name: str) -> str:
+    known = WORDS["core"] or ()
+    if name and name not in known:
+        raise ValueError(f"unknown core{nearest(name, known)}")
+    return name
+
+
 class Board(Record):
     """A board of one's own."""
 
     flash_kib: Positive
     ram_kib: Positive
-    core: str = Field(default="", description="for what code takes of flash, such as cortex-m7")
+    core: Annotated[str, AfterValidator(_known_core)] = Field(
+        default="", description="for what its code takes of flash and its kernels of RAM, such as cortex-m7"
+    )
     npu: NpuSettings | None = None
 
 
@@ -66,9 +77,15 @@ class Tflm(Record):
     )
     max_instructions: Annotated[int, Field(gt=0)] | None = Field(default=None, description="of one inference")
     baseline: str | None = Field(default=None, description="report.json of an earlier build, to hold instructions to")
-    max_growth: Annotated[float, Field(ge=0)] = Field(
-        default=0.02, description="share by which instructions may exceed the baseline's"
+    max_growth: Annotated[float, Field(ge=0)] | None = Field(
+        default=None, description="share by which instructions may exceed the baseline's; 0.02 where absent"
     )
+
+    @model_validator(mode="after")
+    def _growth_is_of_a_baseline(self) -> Tflm:
+        if self.max_growth is not None and self.baseline is None:
+            raise ValueError("max_growth: of which baseline? Name the report.json of an earlier build as baseline")
+        return self
 
 
 def _board_kind(value: object) -> str | None:
@@ -135,7 +152,13 @@ class TargetSettings(Record):
         default="auto",
         description="gpu only: let a GPU runtime of this machine place the model; `auto` where one is here",
     )
+    device: str | None = Field(
+        default=None, description="not of mcu: where latency is measured, a name of `devices` or a URI; local is here"
+    )
     board: BoardChoice | None = Field(default=None, description="mcu only: a profile's name, or flash_kib and ram_kib")
+    arena_margin: Share = Field(
+        default=ARENA_MARGIN, description="mcu only: what `kArenaBytes` has on top of the smallest arena on this host"
+    )
     lut: Literal["none", "auto"] = Field(
         default="none", description="mcu only: weights as indices into tables, where that saves flash in the end"
     )
@@ -266,14 +289,37 @@ def _known_board(name: str, settings: TargetSettings) -> Iterator[str]:
     if isinstance(settings.board, str) and settings.board not in boards:
         yield f"{name}.board: unknown board{nearest(settings.board, boards)}"
         return
+    yield from _unlike(name, settings)
     if settings.npu is None:
         asked = (key for key in NPU_GATES if getattr(settings, key) is not None)
         yield from (f"{name}.{key}: only boards with an Ethos-U have such a figure; name one as board" for key in asked)
     else:
+        yield from _unknown_npu(name, settings.npu)
         asked = (key for key, value in (("lut", settings.lut != "none"), ("tflm", settings.tflm)) if value)
         yield from (f"{name}.{key}: not with an Ethos-U, {_NOT_WITH_NPU[key]}" for key in asked)
 
 
+def _unlike(name: str, settings: TargetSettings) -> Iterator[str]:
+    """A machine of QEMU's with another core than the board's."""
+    if settings.tflm is not None and settings.core and settings.core not in STANDS_FOR[settings.tflm.machine]:
+        machines = [machine for machine, cores in STANDS_FOR.items() if settings.core in cores]
+        like = f"; {' or '.join(machines)} is like it" if machines else ", and no other machine either"
+        yield f"{name}.tflm.machine: {settings.tflm.machine} is no {settings.core}{like}"
+
+
+def _unknown_npu(name: str, npu: NpuSettings) -> Iterator[str]:
+    try:
+        npu.checked(Path())
+    except UnknownTargetError as e:
+        yield f"{name}.board.npu: {e}"
+
+
+# Boards' cores whose code each of QEMU's machines runs.
+STANDS_FOR: Final[Mapping[MachineName, tuple[str, ...]]] = {
+    "mps2-an386": ("cortex-m0plus", "cortex-m4f"),
+    "mps2-an500": ("cortex-m7",),
+    "mps3-an547": ("cortex-m33", "cortex-m55", "cortex-m85"),
+}
 _NOT_WITH_NPU: Final = {
     "lut": "whose compiler compresses weights in its own way",
     "tflm": "which QEMU does not emulate",

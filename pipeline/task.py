@@ -27,6 +27,7 @@ _STAGE_CODE: Final = (
     "pipeline/metrics.py",
     "pipeline/placing.py",
 )
+_SHIPPED: Final = (".py", ".yaml", ".json", ".c", ".cc", ".h", ".ld", ".txt", ".md")
 WorkerKind: TypeAlias = Literal["tensorflow", "light"]
 
 
@@ -111,7 +112,7 @@ def code_digest() -> str:
     root = Path(__file__).resolve().parents[1]
     places = [root / name for name in _STAGE_CODE]
     found = [file for place in places for file in ([place] if place.is_file() else sorted(place.rglob("*")))]
-    files = [file for file in found if file.is_file() and file.suffix != ".pyc"]
+    files = [file for file in found if file.suffix in _SHIPPED and "__pycache__" not in file.parts]
     listing = [(file.relative_to(root).as_posix(), file.read_bytes()) for file in files]
     return hashlib.sha256(repr(listing).encode()).hexdigest()
 

@@ -19,5 +19,9 @@ class ProfileError(Failure):
     """A profile file that does not say what a profile says."""
 
 
+class LibraryError(Failure):
+    """A TFLM of the user's that a package can't be built with: none at all, another core's, or other headers."""
+
+
 class EmulationError(Failure):
-    """A program that could not be built for an emulated core, or did not do there what it must."""
+    """A package that does not fit an emulated core, or does not do there what it must."""

@@ -19,7 +19,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from edgebuild.export.errors import ModelError
 from edgebuild.targets.errors import ToolMissingError
+from edgebuild.targets.exchange import TooMuchSaidError, exchange
 from edgebuild.targets.tools import python_module
 
 if TYPE_CHECKING:
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 TIMED_OUT: Final = 124
 FAILED: Final = 125
 NOT_STARTED: Final = 127
+MOST_BYTES: Final = 64 * 2**20
 _GRACE_S: Final = 30  # For the leash itself, before its owner gives up on it.
 _WATCHED: Final = (signal.SIGTERM, signal.SIGCHLD)
 _PR_SET_PDEATHSIG: Final = 1  # ref: linux/prctl.h
@@ -43,12 +46,14 @@ def run(
     folder: Path,
     given: bytes = b"",
     apart: bool = False,
+    most_bytes: int = MOST_BYTES,
 ) -> subprocess.CompletedProcess[bytes]:
     """Run a command in `folder`, with `given` on its standard input; `TIMED_OUT` where its time was up.
 
     What it says on both streams comes together as `stdout`, or `apart`.
 
     Raises:
+        ModelError: it said more than `most_bytes`, and was ended: a model made it print without end.
         ToolMissingError: this machine can't bound a program.
         subprocess.TimeoutExpired: the program can't be killed.
     """
@@ -62,16 +67,22 @@ def run(
         start_new_session=True,  # What kills its owner's group must not kill the leash before it has done its work.
     ) as leash:
         try:
-            said, errors = leash.communicate(given, timeout=seconds + _GRACE_S)
+            said = exchange(leash, given, seconds=seconds + _GRACE_S, most_bytes=most_bytes)
+        except TooMuchSaidError as e:
+            raise ModelError(
+                f"{Path(command[0]).name} was ended: it printed more than {most_bytes:,} bytes",
+                cause="what it was given makes it print without end",
+                action="change the model, or leave out the step that runs this program",
+            ) from e
         finally:
             _end(leash)
     if leash.returncode == FAILED:
         raise ToolMissingError(
             f"{Path(command[0]).name} can't be run with limits of time and memory",
-            cause=(errors if apart else said).decode("utf-8", "replace").strip()[-300:],
+            cause=said[-1].decode("utf-8", "replace").strip()[-300:],
             action="see what this machine, or its container, forbids: prctl, setrlimit or /proc",
         )
-    return subprocess.CompletedProcess(leashed, leash.returncode, said, errors)
+    return subprocess.CompletedProcess(leashed, leash.returncode, *said)
 
 
 def _end(leash: subprocess.Popen[bytes]) -> None:

@@ -59,7 +59,7 @@ class Artifact:
     `vectors` are a few evaluation inputs and what the model gives for them on `runtime`, in the model's own types
     (`int8 [1, H, W, C]` for an int8 input), by signature name: `(inputs, outputs)` pairs. `compiled` is None where the
     target's own compiler was not run, `placed` where no more is known of its placement than the file tells. `core` is
-    that of the board, or empty.
+    that of the board, or empty, and `arena_margin` the share that a microcontroller's arena has on top.
     """
 
     data: bytes
@@ -70,6 +70,7 @@ class Artifact:
     placed: Placement | None = None
     runtime: RuntimeName = "tflite-runtime"
     core: str = ""
+    arena_margin: float = 0.15
 
 
 class Target(Protocol):

@@ -157,7 +157,8 @@ def test_an_unknown_key_is_named_with_the_nearest_one(settings: dict[str, Any], 
 
 
 def test_a_key_like_no_other_comes_with_all_there_are() -> None:
-    assert problem(gates={"zzz": 1}) == "gates.zzz: unknown key; there are max_metric_drop, min_metric, max_size_kib"
+    told = "gates.zzz: unknown key; there are max_metric_drop, min_metric, max_size_kib, latency"
+    assert problem(gates={"zzz": 1}) == told
 
 
 @pytest.mark.parametrize(

@@ -10,11 +10,12 @@ from statistics import median
 
 import pytest
 
+from edgebuild.device_tests.condition import doubts
 from edgebuild.device_tests.errors import DeviceError
 from edgebuild.device_tests.latency import CONFIDENCE, Latency, Verdict, against, measure, median_interval, summarize
 from edgebuild.device_tests.local import LocalTransport
 from edgebuild.device_tests.profile import profile_model
-from edgebuild.device_tests.sample import ProcessSample
+from edgebuild.device_tests.sample import DeviceState, ProcessSample
 from edgebuild.device_tests.transport import DeviceFingerprint, RunRequest
 from edgebuild.export.errors import ModelError
 
@@ -64,12 +65,14 @@ class FakeTransport:
 
     asked: int = 0
     fails_at: int = 0
+    request: RunRequest | None = None
 
     def fingerprint(self) -> DeviceFingerprint:
         return DEVICE
 
     def run(self, model: Path, request: RunRequest, timeout_s: float) -> ProcessSample:
         self.asked += 1
+        self.request = request
         if self.asked == self.fails_at:
             raise DeviceError(f"{model} did not run {request.threads} threads within {timeout_s} s")
         return replace(SAMPLE, median_us=100.0 + self.asked)
@@ -142,8 +145,84 @@ def test_a_device_that_keeps_no_load_or_memory_says_so() -> None:
     assert latency.peak_rss_kib is None
 
 
-def test_notes_a_busy_device() -> None:
-    assert latency_of(*TIGHT, load_after=5.5).notes == ("the device was busy: load average 5.5 on 4 cores",)
+COOL = DeviceState(temperature_c=50.0, frequency_khz=1.5e6, frequency_max_khz=1.5e6, governor="ondemand")
+
+
+@pytest.mark.parametrize(
+    ("changes", "doubt"),
+    [
+        ({"load_after": 6.1}, "the device was busy: load average 6.1 on 4 cores"),
+        ({"load_before": 7.0}, "the device was busy: load average 7.0 on 4 cores"),
+        ({"load_after": 6.0}, None),
+        ({"after": replace(COOL, temperature_c=81.0)}, "the device was hot: 81 degrees Celsius"),
+        ({"after": replace(COOL, temperature_c=80.0)}, None),
+        (
+            {"after": replace(COOL, temperature_c=76.0, temperature_limit_c=75.0)},
+            "the device was hot: 76 degrees Celsius",
+        ),
+        ({"after": replace(COOL, temperature_c=90.0, temperature_limit_c=95.0)}, None),
+        (
+            {"after": replace(COOL, frequency_khz=1.2e6)},
+            "the device throttled: its clock fell from 1500 MHz to 1200 MHz",
+        ),
+        ({"after": replace(COOL, frequency_khz=1.4e6)}, None),
+        (
+            {"before": replace(COOL, frequency_khz=6e5), "after": replace(COOL, frequency_khz=6e5)},
+            "the device was slowed down: its clock ran at 600 MHz, 40% of its most",
+        ),
+        (
+            {
+                "before": replace(COOL, frequency_khz=6e5),
+                "after": replace(COOL, frequency_khz=6e5, governor="userspace"),
+            },
+            None,
+        ),
+        ({"after": replace(COOL, swapped_pages=1000)}, "the device was swapping: 1000 pages during one process's runs"),
+        ({"after": replace(COOL, swapped_pages=64)}, None),
+    ],
+)
+def test_notes_a_device_in_no_state_to_be_measured(changes: dict[str, object], doubt: str | None) -> None:
+    found = latency_of(*TIGHT, **{"before": COOL, "after": COOL, **changes})
+    assert found.doubts == found.notes == (() if doubt is None else (doubt,))
+
+
+def test_one_spoilt_process_in_ten_is_no_doubt_and_two_are() -> None:
+    hot = replace(SAMPLE, after=DeviceState(temperature_c=90.0))
+    assert not doubts([SAMPLE] * 9 + [hot], cores=4)
+    assert doubts([SAMPLE] * 8 + [hot, replace(SAMPLE, after=DeviceState(temperature_c=95.0))], cores=4) == (
+        "the device was hot: 95 degrees Celsius",
+    )
+
+
+def test_nothing_is_known_of_a_device_without_a_sample() -> None:
+    with pytest.raises(ValueError, match="without a sample"):
+        doubts([], cores=4)
+
+
+@pytest.mark.parametrize(
+    ("limit_ms", "verdict"), [(0.105, "pass"), (0.101, "inconclusive"), (0.097, "inconclusive"), (0.089, "fail")]
+)
+def test_doubts_leave_a_pass_alone_and_a_fail_only_where_no_run_was_quick_enough(
+    limit_ms: float, verdict: Verdict
+) -> None:
+    found = latency_of(*TIGHT, load_after=9.0)
+    assert found.fastest_us == 90.0
+    assert against(found, limit_ms) == verdict
+
+
+@pytest.mark.parametrize(("delegate", "noted"), [("default", False), ("none", False), ("xnnpack", True)])
+def test_notes_a_delegate_that_took_nothing(delegate: str, noted: bool) -> None:  # noqa: FBT001 - an expectation
+    samples = [replace(SAMPLE, operators=13, delegated=0)] * 6
+    found = summarize(samples, DEVICE, threads=1, delegate=delegate)
+    assert (found.delegate, found.operators, found.delegated) == (delegate, 13, 0)
+    assert found.notes == ((f"the delegate {delegate} took none of the 13 operators",) if noted else ())
+
+
+def test_a_delegate_reaches_the_device() -> None:
+    transport = FakeTransport()
+    measure(Path("m"), transport, delegate="libfast.so", delegate_options={"cores": "2"})
+    assert transport.request is not None
+    assert (transport.request.delegate, transport.request.delegate_options) == ("libfast.so", {"cores": "2"})
 
 
 def test_notes_processes_that_disagree() -> None:

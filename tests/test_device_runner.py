@@ -6,16 +6,22 @@ import ast
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
+from ctypes.util import find_library
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from tflite_runtime.interpreter import Interpreter
 
+from edgebuild.device_tests import runner
 from edgebuild.device_tests.errors import DeviceError
 from edgebuild.device_tests.local import LocalTransport
-from edgebuild.device_tests.registry import TRANSPORTS
 from edgebuild.device_tests.runner import ERROR, RESULT
 from edgebuild.device_tests.sample import ProcessSample
 from edgebuild.device_tests.transport import RUNNER, RunRequest, cpu_model
@@ -35,6 +41,31 @@ report = {"nonce": request["nonce"], "model_sha256": hashlib.sha256(open(request
 SAY = f"print({RESULT!r} + json.dumps(report))\n"
 
 
+RESNET = "resnet8_cifar10/pretrainedResnet.tflite"
+# A delegate as TFLite loads one from a library, which is content with no operator at all.
+IDLE_DELEGATE = """
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+struct delegate {
+  void *data;
+  int (*prepare)(void *, struct delegate *);
+  void *other[3];
+  int64_t flags;
+  void *builder;
+};
+static int take_nothing(void *context, struct delegate *self) { return 0; }
+struct delegate *tflite_plugin_create_delegate(char **keys, char **values, size_t n, void (*report)(const char *)) {
+  for (size_t i = 0; i < n; i++)
+    if (!strcmp(keys[i], "device")) { report(values[i]); return NULL; }
+  struct delegate *made = calloc(1, sizeof *made);
+  made->prepare = take_nothing;
+  return made;
+}
+void tflite_plugin_destroy_delegate(struct delegate *made) { free(made); }
+"""
+
+
 def fixture(name: str) -> Path:
     path = FIXTURES / name
     if not path.exists():
@@ -51,9 +82,9 @@ def model(tmp_path: Path) -> Path:
 
 
 def run_fake(tmp_path: Path, model: Path, script: str, timeout_s: float = TIMEOUT_S) -> ProcessSample:
-    runner = tmp_path / "fake_runner.py"
-    runner.write_text(PREAMBLE + script, encoding="utf-8")
-    return LocalTransport(runner=runner).run(model, REQUEST, timeout_s)
+    fake = tmp_path / "fake_runner.py"
+    fake.write_text(PREAMBLE + script, encoding="utf-8")
+    return LocalTransport(runner=fake).run(model, REQUEST, timeout_s)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -110,6 +141,114 @@ def test_runner_is_python_3_7_and_imports_nothing_of_ours() -> None:
     assert {name.partition(".")[0] for name in imported} <= sys.stdlib_module_names | {"numpy"}
 
 
+@pytest.fixture
+def idle_delegate(tmp_path: Path) -> str:
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("there is no C compiler: apt-get install gcc")
+    library = tmp_path / "libidle.so"
+    command = [compiler, "-shared", "-fPIC", "-x", "c", "-o", str(library), "-"]
+    subprocess.run(command, input=IDLE_DELEGATE, text=True, check=True)
+    return str(library)
+
+
+@pytest.mark.parametrize(("delegate", "delegated"), [("default", 16), ("xnnpack", 16), ("none", 0)])
+def test_counts_the_operators_that_xnnpack_takes(delegate: str, delegated: int) -> None:
+    sample = LocalTransport().run(fixture(RESNET), replace(REQUEST, delegate=delegate), TIMEOUT_S)
+    assert (sample.operators, sample.delegated) == (16, delegated)
+
+
+def test_counts_the_operators_of_a_partly_delegated_model() -> None:
+    sample = LocalTransport().run(fixture("kws/ref_dynrange.tflite"), REQUEST, TIMEOUT_S)
+    assert sample.operators is not None
+    assert sample.delegated is not None
+    assert 0 < sample.delegated < sample.operators == 13
+
+
+def test_a_delegate_that_takes_nothing_is_not_credited_with_xnnpacks_share(idle_delegate: str) -> None:
+    sample = LocalTransport().run(fixture(RESNET), replace(REQUEST, delegate=idle_delegate), TIMEOUT_S)
+    assert (sample.operators, sample.delegated) == (16, 0)
+
+
+def test_a_delegate_gets_its_options_and_its_refusal_is_reported(idle_delegate: str) -> None:
+    request = replace(REQUEST, delegate=idle_delegate, delegate_options={"device": "no such device usb:7"})
+    with pytest.raises(DeviceError, match="no such device usb:7"):
+        LocalTransport().run(fixture(RESNET), request, TIMEOUT_S)
+
+
+@pytest.mark.skipif(find_library("edgetpu") is not None, reason="has the Edge TPU's library")
+def test_a_missing_edge_tpu_library_is_named() -> None:
+    with pytest.raises(DeviceError, match=r"libedgetpu\.so\.1"):
+        LocalTransport().run(fixture(MODELS[0]), replace(REQUEST, delegate="edgetpu"), TIMEOUT_S)
+
+
+def test_answers_given_inputs_as_the_interpreter_here_does(tmp_path: Path) -> None:
+    model = fixture(MODELS[0])
+    here = Interpreter(str(model), num_threads=1)
+    here.allocate_tensors()
+    ask, tell = here.get_input_details()[0], here.get_output_details()[0]
+    samples = np.random.default_rng(3).integers(-128, 128, (4, *ask["shape"]), np.int8)
+    np.savez(tmp_path / "inputs.npz", **{"0": samples})
+    expected = []
+    for sample in samples:
+        here.set_tensor(ask["index"], sample)
+        here.invoke()
+        expected.append(here.get_tensor(tell["index"]))
+    answers = LocalTransport().run(model, replace(REQUEST, inputs=tmp_path / "inputs.npz"), TIMEOUT_S).outputs
+    assert answers is not None
+    np.testing.assert_array_equal(answers[0].values(), np.stack(expected), strict=True)
+
+
+@pytest.mark.parametrize("arrays", [{"1": np.zeros((1, 1, 49, 10, 1), np.int8)}, {"0": np.zeros((1, 3), np.int8)}])
+def test_inputs_that_do_not_fit_the_model_are_a_device_error(tmp_path: Path, arrays: dict[str, Any]) -> None:
+    np.savez(tmp_path / "inputs.npz", **arrays)
+    with pytest.raises(DeviceError, match="can't run the model"):
+        LocalTransport().run(fixture(MODELS[0]), replace(REQUEST, inputs=tmp_path / "inputs.npz"), TIMEOUT_S)
+
+
+def test_more_outputs_than_one_line_should_hold_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "_MOST_OUTPUT_BYTES", 99)
+    with pytest.raises(ValueError, match="outputs of 100 bytes are too many"):
+        runner._packed([np.zeros(50, np.int8), np.zeros(50, np.int8)])
+
+
+def tell(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text + "\n", encoding="utf-8")
+
+
+def test_reads_the_state_of_a_board(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "SYS", str(tmp_path / "sys"))
+    monkeypatch.setattr(runner, "PROC", str(tmp_path / "proc"))
+    thermal, clock = tmp_path / "sys/class/thermal", tmp_path / "sys/devices/system/cpu/cpu3/cpufreq"
+    for zone, millidegrees in enumerate(("51000", "64500", "200000", "-273000", "none")):
+        tell(thermal / f"thermal_zone{zone}/temp", millidegrees)
+    for point, (kind, millidegrees) in enumerate((("critical", "95000"), ("passive", "85000"), ("passive", "75000"))):
+        tell(thermal / f"thermal_zone1/trip_point_{point}_type", kind)
+        tell(thermal / f"thermal_zone1/trip_point_{point}_temp", millidegrees)
+    for name, value in (("scaling_cur_freq", 600000), ("cpuinfo_max_freq", 1800000), ("scaling_governor", "ondemand")):
+        tell(clock / name, str(value))
+    tell(tmp_path / "proc/self/stat", "9 (a b) c) R " + " ".join(["0"] * 35) + " 3 0 0")
+    tell(tmp_path / "proc/vmstat", "pgin 1\npswpin 7\npswpout 5")
+    assert runner._state() == {
+        "temperature_c": 64.5,
+        "temperature_limit_c": 75.0,
+        "frequency_khz": 600000.0,
+        "frequency_max_khz": 1800000.0,
+        "governor": "ondemand",
+        "swapped_pages": 12,
+    }
+
+
+def test_a_device_that_tells_nothing_of_its_state_is_measured_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner, "SYS", str(tmp_path))
+    monkeypatch.setattr(runner, "PROC", str(tmp_path))
+    assert set(runner._state().values()) == {None}
+    assert runner._peak_rss_kib() is None
+
+
 def test_refuses_a_model_with_an_unknown_custom_operator() -> None:
     with pytest.raises(DeviceError, match="edgetpu-custom-op"):
         LocalTransport().run(fixture("coral/keras_lstm_mnist_ptq_edgetpu.tflite"), REQUEST, TIMEOUT_S)
@@ -140,6 +279,10 @@ def test_accepts_a_complete_answer_whatever_the_exit_code(tmp_path: Path, model:
         (REPORT + "report['runs'] = 0\n" + SAY, "over 0 runs"),
         (REPORT + "del report['load_before']\n" + SAY, "load_before is None"),
         (REPORT + SAY + SAY, "2 result lines instead of one"),
+        (REPORT + "report['after'] = 'cold'\n" + SAY, "after is 'cold', not DeviceState"),
+        (REPORT + "report['after'] = {'governor': 7}\n" + SAY, "governor is 7, not str"),
+        (REPORT + "report['outputs'] = [{'dtype': '|i1', 'shape': [2], 'data': 'AA=='}]\n" + SAY, "no sense"),
+        (REPORT + "report['outputs'] = [7]\n" + SAY, "no sense"),
         ("", "0 result lines instead of one.*said nothing"),
         ("raise RuntimeError('out of luck')", "0 result lines instead of one.*out of luck"),
         (f"print({RESULT!r} + '{{half')", "no JSON"),
@@ -196,7 +339,7 @@ def test_standard_library_is_not_hidden_by_our_modules(tmp_path: Path, model: Pa
 
 
 def test_local_fingerprint_is_stable_and_says_what_it_is() -> None:
-    transport = TRANSPORTS["local"]()
+    transport = LocalTransport()
     assert str(transport.fingerprint()) == str(transport.fingerprint())
     assert str(os.cpu_count()) in str(transport.fingerprint())
 
@@ -215,6 +358,6 @@ def test_reads_the_cpu_model(cpuinfo: str, name: str) -> None:
 
 
 @pytest.mark.parametrize("settings", [{"threads": 0}, {"min_runs": 0}])
-def test_rejects_a_request_for_nothing(settings: dict[str, int]) -> None:
+def test_rejects_a_request_for_nothing(settings: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="must be at least 1, got"):
         RunRequest(**settings)

@@ -10,12 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgebuild.device_tests.latency import Latency
+from edgebuild.device_tests.versus import Comparison
 from edgebuild.export.agreement import Agreement
 from edgebuild.export.formats import Precision
 from edgebuild.pipeline.firmware_report import FirmwareReport
 from edgebuild.pipeline.gates import AGREEMENT_LIMITS, exit_code, judge
 from edgebuild.pipeline.report import GateResult, MetricFigure, NoLatency
-from edgebuild.pipeline.settings import Gates
+from edgebuild.pipeline.settings import Gates, LatencyGate
 from edgebuild.pipeline.target_settings import Board, TargetSettings
 from edgebuild.targets.evidence import Figure, measured, unavailable
 from edgebuild.targets.microcontroller.emulation.emulate import Emulation
@@ -89,7 +90,8 @@ def gates(
 def gate(name: str, limit: float, **figures: Any) -> GateResult:
     """The one gate of that name, set for the target or for all."""
     own = name in TargetSettings.model_fields
-    found = gates({name: limit} if own else {}, None if own else Gates(**{name: limit}), **figures)
+    overall: dict[str, Any] = {name: limit}
+    found = gates(overall if own else {}, None if own else Gates(**overall), **figures)
     assert list(found) == ["agreement", name]
     return found[name]
 
@@ -299,7 +301,8 @@ TFLM: dict[str, Any] = {"library": "libtensorflow-microlite.a", "include": ["tfl
 
 def emulated(run: Emulation, baseline: int | None = None, **limits: Any) -> dict[str, GateResult]:
     firmware = FirmwareReport(runtime="tflite-micro", difference=None, lut=None, ethos_u=None, emulation=run)
-    return gates({"tflm": TFLM | limits}, firmware=firmware, baseline=baseline)
+    named = {"baseline": "report.json"} if baseline else {}
+    return gates({"tflm": TFLM | named | limits}, firmware=firmware, baseline=baseline)
 
 
 def test_a_packages_arena_is_held_to_what_an_emulated_core_needs() -> None:
@@ -314,10 +317,41 @@ def test_instructions_are_held_to_a_number_and_to_a_baseline() -> None:
     assert found["max_instructions"].verdict == "pass"
     assert (found["max_growth"].kind, found["max_growth"].verdict) == ("latency", "fail")
     assert "+2.67%" in found["max_growth"].note
-    assert emulated(EMULATION, 7_700_000)["max_growth"].verdict == "pass"
+    assert emulated(EMULATION, 7_700_000, max_growth=0.0)["max_growth"].verdict == "pass"
     assert emulated(EMULATION, max_instructions=7_699_999)["max_instructions"].verdict == "fail"
 
 
 def test_instructions_that_were_not_counted_pass_nothing() -> None:
     found = emulated(replace(EMULATION, instructions=None, vectors=0), 7_700_000, max_instructions=10**9)
     assert {found[name].verdict for name in ("max_instructions", "max_growth")} == {"inconclusive"}
+
+
+# Latency beside a baseline
+
+
+def versus(low: float, high: float, **other: Any) -> Comparison:
+    found: dict[str, Any] = {"ratio": (low + high) / 2, "low": low, "high": high, "confidence": 0.95, "margin": 0.05}
+    return Comparison(**found | {"verdict": "same", "a_us": (1.0,), "b_us": (1.0,), "seconds": 9.0} | other)
+
+
+@pytest.mark.parametrize(
+    ("against", "verdict"),
+    [
+        (versus(0.98, 1.04), "pass"),
+        (versus(0.5, 0.6), "pass"),
+        (versus(1.06, 1.2), "fail"),
+        (versus(1.0, 1.1), "inconclusive"),
+        (versus(1.06, 1.2, doubts=("the device was busy",), notes=("the device was busy",)), "inconclusive"),
+        (NoLatency(note="the link was lost"), "inconclusive"),
+    ],
+)
+def test_a_regression_is_judged_by_its_whole_interval(against: Comparison | NoLatency, verdict: str) -> None:
+    found = gates({}, Gates(latency=LatencyGate(max_ms=6.0)), against=against)
+    assert (found["max_regression"].kind, found["max_regression"].verdict) == ("latency", verdict)
+    assert found["max_ms"].verdict == "pass"
+    expected = 0 if verdict == "pass" else 6 if verdict == "fail" else 8
+    assert exit_code(found.values()) == expected
+
+
+def test_a_regression_may_be_written_as_a_percentage() -> None:
+    assert LatencyGate.model_validate({"max_regression": "5%"}).max_regression == 0.05

@@ -1,4 +1,4 @@
-"""A package on emulated cores: start-up, linking, semihosting, counting and parsing for real, with a TFLM of our own.
+"""A package on emulated cores: start-up, linking, printing, counting and parsing for real, with a TFLM of our own.
 
 What the true TFLM says is asked where TFLM_LIBRARY names its archive, TFLM_INCLUDE its include folders (separated by
 colons) and TFLM_MACHINE the machine that it was built for.
@@ -18,9 +18,10 @@ from typing import Any, Literal, get_args
 import numpy as np
 import pytest
 
+from edgebuild.export.errors import ModelError
 from edgebuild.export.flatbuffer import Flatbuffer, Operator, Subgraph, Tensor, read
 from edgebuild.pipeline.errors import exit_code
-from edgebuild.targets.errors import EmulationError, PlacementError, ToolMissingError
+from edgebuild.targets.errors import EmulationError, LibraryError, PlacementError, ToolMissingError
 from edgebuild.targets.evidence import Figure
 from edgebuild.targets.microcontroller import firmware, tflm
 from edgebuild.targets.microcontroller.emulation import answer, emulate, machines, program, toolchain
@@ -72,7 +73,7 @@ def described(kinds: Sequence[str]) -> Flatbuffer:
 
 def tiny(chain: Sequence[tuple[str, int]], hidden_bytes: int) -> bytes:
     """A model in the stand-in's format."""
-    head = b"TINY" + struct.pack("<HBBiB", ELEMENTS, 2, 2, hidden_bytes, len(chain))
+    head = b"TINY" + struct.pack("<HBBiH", ELEMENTS, 2, 2, hidden_bytes, len(chain))
     return head + b"".join(struct.pack("<Bb", CODES[kind], operand) for kind, operand in chain)
 
 
@@ -167,6 +168,7 @@ def test_every_machine_runs_a_package_and_finds_its_true_arena(
     assert sum(operator.instructions for operator in found.operators) < found.instructions
     assert found.compiler.startswith(toolchain.COMPILER)
     assert found.qemu.startswith("QEMU")
+    assert found.unlisted_operators == 0
     assert not list(only_room.iterdir())
 
 
@@ -205,6 +207,7 @@ def test_an_output_that_differs_is_named_with_its_values(libraries: Libraries, t
     assert expected == got + 1
     assert caught.value.cause.startswith(f"1 of {ELEMENTS} elements")
     assert caught.value.action
+    assert exit_code(caught.value) == 3
     assert not list(only_room.iterdir())
 
 
@@ -239,7 +242,7 @@ def test_a_library_for_another_core_is_refused(
     built_for: MachineName, told: str, libraries: Libraries, tmp_path: Path
 ) -> None:
     other = Tflm(library=libraries(built_for).library, include=(STAND_IN,), machine="mps2-an386")
-    with pytest.raises(EmulationError, match="not for the Cortex-M4F") as caught:
+    with pytest.raises(LibraryError, match="not for the Cortex-M4F") as caught:
         emulate.emulate(package(tmp_path), other)
     assert told in caught.value.cause
     assert "cortex-m4" in caught.value.action
@@ -255,10 +258,10 @@ def test_what_is_no_library_or_lacks_its_headers_says_so(libraries: Libraries, t
         (text, STAND_IN, "no code for Arm"),
         (archive, tmp_path, "does not compile"),
     ):
-        with pytest.raises(EmulationError, match=told) as caught:
+        with pytest.raises(LibraryError, match=told) as caught:
             emulate.emulate(package(tmp_path), Tflm(library=library, include=(include,), machine="mps2-an386"))
         assert caught.value.action
-        assert exit_code(caught.value) == 8
+        assert exit_code(caught.value) == 2
 
 
 @needs_tools
@@ -271,6 +274,7 @@ def test_a_model_that_the_machine_can_not_hold_is_refused(libraries: Libraries, 
     )
     with pytest.raises(EmulationError, match="does not fit mps2-an386") as caught:
         emulate.emulate(tmp_path, libraries("mps2-an386"))
+    assert exit_code(caught.value) == 3
     assert "its model is 1,048,576 bytes too large" in caught.value.cause
 
 
@@ -287,7 +291,7 @@ def test_a_missing_tool_is_named_with_what_installs_it(
 
 def test_an_emulator_that_counts_otherwise_is_not_believed() -> None:
     said = "edgebuild nothing 0 0\nedgebuild spin 6 0\nedgebuild spin ff 0\nedgebuild rounds 1000\nedgebuild end\n"
-    with pytest.raises(EmulationError, match="does not count") as caught:
+    with pytest.raises(ToolMissingError, match="does not count") as caught:
         answer.parse(said, MACHINES["mps2-an386"])
     assert "8,192" in caught.value.cause
 
@@ -312,7 +316,106 @@ def test_values_that_differ_are_told_in_the_outputs_own_type(values: str, told: 
 
 def test_a_program_that_says_nothing_is_no_success() -> None:
     with pytest.raises(EmulationError, match="ended before its time"):
-        answer.parse("qemu-system-arm: warning: nothing\n", MACHINES["mps2-an386"])
+        answer.parse("", MACHINES["mps2-an386"])
+
+
+@pytest.mark.parametrize("said", ["failed x", "end", "differs 0", "differs x a 1 2 3 signed 1 7f 80"])
+def test_a_program_that_says_what_the_bench_never_does_is_a_failure_of_its_own(said: str) -> None:
+    with pytest.raises(EmulationError, match="never says"):
+        answer.parse(f"edgebuild {said}\n", MACHINES["mps2-an386"])
+
+
+def run_main(source: str, folder: Path, machine: MachineName = "mps2-an386") -> str:
+    """What a program in C says on the bench, without any TFLM."""
+    (folder / "main.c").write_text(f'#include "bench.h"\nint main(void) {{\n{source}\n}}\n', encoding="utf-8")
+    compiled(
+        folder,
+        *("-x", "c", f"-mcpu={MACHINES[machine].cpu}", "-mfpu=auto", "-mfloat-abi=hard", "-mthumb", "-Os"),
+        *("-Wall", "-Wextra", "-Werror", f"-I{BENCH}", "-nostartfiles", f"-L{BENCH}"),
+        *("-T", f"{machine.replace('-', '_')}.ld", str(BENCH / "start.c"), "main.c", "-o", "main.elf"),
+    )
+    nothing = Tflm(library=folder, include=(), machine=machine)
+    return emulate._run(folder / "main.elf", nothing, 60)
+
+
+@needs_tools
+@pytest.mark.parametrize("machine", get_args(MachineName))
+def test_what_runs_on_the_emulated_core_opens_no_file_of_the_hosts(machine: MachineName, tmp_path: Path) -> None:
+    opened = tmp_path / "opened"
+    with pytest.raises(EmulationError, match="faulted on the emulated core in main"):
+        run_main(
+            f"""
+  static const char name[] = "{opened}";
+  const uint32_t arguments[3] = {{(uint32_t)name, 4 /* "w" */, sizeof(name) - 1}};
+  register int r0 __asm__("r0") = 1 /* SYS_OPEN */;
+  register const void* r1 __asm__("r1") = arguments;
+  __asm__ volatile("bkpt 0xAB" : "+r"(r0) : "r"(r1) : "memory");
+  return r0;""",
+            tmp_path,
+            machine,
+        )
+    assert not opened.exists()
+
+
+@needs_tools
+def test_a_fault_within_a_fault_is_the_programs_and_not_qemus(tmp_path: Path) -> None:
+    with pytest.raises(EmulationError, match="stopped the emulated Cortex-M4F for good") as caught:
+        run_main('__asm__ volatile("msr msp, %0\\n udf #0" : : "r"(0xF0000000u)); return 0;', tmp_path)
+    assert "Lockup" in caught.value.cause
+    assert exit_code(caught.value) == 3
+
+
+@needs_tools
+def test_a_program_that_prints_without_end_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(emulate, "_MOST_BYTES", 2**12)
+    with pytest.raises(ModelError, match="printed more than 4,096 bytes"):
+        run_main('for (;;) bench_say("and on ");', tmp_path)
+
+
+def stand_in_for_qemu(script: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A QEMU that is the true one but for what a script makes of its options."""
+    (folder / "bin").mkdir()
+    other = folder / "bin" / toolchain.QEMU
+    other.write_text(f"#!/bin/sh\nqemu={shutil.which(toolchain.QEMU)}\n{script}\n", encoding="utf-8")
+    other.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{other.parent}:{os.environ['PATH']}")
+
+
+@needs_tools
+def test_a_qemu_that_fails_of_itself_is_told_in_its_own_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in_for_qemu('exec "$qemu" -no-such-option "$@"', tmp_path, monkeypatch)
+    with pytest.raises(ToolMissingError, match="could not run mps2-an386") as caught:
+        run_main("return 0;", tmp_path)
+    assert "-no-such-option: invalid option" in caught.value.cause
+
+
+@needs_tools
+def test_a_qemu_without_a_sandbox_runs_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in_for_qemu('case "$*" in *-sandbox*) exit 1;; esac; exec "$qemu" "$@"', tmp_path, monkeypatch)
+    assert exit_status(run_main("return 7;", tmp_path)) == 7
+
+
+@needs_tools
+def test_operators_past_those_that_are_listed_are_counted(libraries: Libraries, tmp_path: Path) -> None:
+    found = emulate.emulate(package(tmp_path, [("ADD", 0)] * 1026), libraries("mps2-an386"))
+    assert (len(found.operators), found.unlisted_operators) == (1024, 2)
+
+
+@needs_tools
+def test_a_machine_with_another_toolchain_than_the_planners_is_told(tmp_path: Path) -> None:
+    here = toolchain.find(tmp_path)
+    toolchain.require((here.compiler, here.qemu), tmp_path)
+    for planned in ((here.compiler, "QEMU 0.1"), ("g++ 0.1", here.qemu)):
+        with pytest.raises(ToolMissingError, match="has another tool") as caught:
+            toolchain.require(planned, tmp_path)
+        assert "0.1" in caught.value.cause
+
+
+def exit_status(said: str) -> int:
+    """What a program on the bench ended with, which is the last thing it says."""
+    _, ours, status = said.rpartition("edgebuild exit ")
+    assert ours, said
+    return int(status, 16)
 
 
 def own_test(folder: Path, library: Tflm) -> int:
@@ -328,7 +431,7 @@ def own_test(folder: Path, library: Tflm) -> int:
         *("-nostartfiles", "-Wl,--gc-sections", f"-L{BENCH}", "-T", f"{library.machine.replace('-', '_')}.ld"),
         *("main_test.cc", "model.cc", "edgebuild_bench_start.o", str(library.library), "-lm", "-o", "own.elf"),
     )
-    return toolchain.run(emulate._command(folder / "own.elf", library), folder=folder, seconds=120).returncode
+    return exit_status(emulate._run(folder / "own.elf", library, 120))
 
 
 @needs_tools

@@ -100,6 +100,20 @@ def test_a_program_that_does_not_read_what_it_is_given_ends_as_it_does(tmp_path:
     assert ended.returncode == 0
 
 
+@pytest.mark.parametrize("stream", [1, 2])
+def test_a_program_that_prints_without_end_is_ended(stream: int, tmp_path: Path) -> None:
+    endless = ["sh", "-c", f"echo $$ > pid; exec yes >&{stream}"]
+    with pytest.raises(ModelError, match=r"sh was ended: it printed more than 1,048,576 bytes"):
+        leash.run(endless, seconds=600, memory_bytes=2**32, folder=tmp_path, apart=True, most_bytes=2**20)
+    assert not Path(f"/proc/{(tmp_path / 'pid').read_text().strip()}").exists()
+
+
+def test_a_program_that_prints_while_it_is_given_much_hears_and_is_heard(tmp_path: Path) -> None:
+    given = bytes(range(256)) * 2**12  # Sixteen times what a pipe holds.
+    ended = leash.run(["cat"], seconds=60, memory_bytes=2**32, folder=tmp_path, given=given, most_bytes=len(given))
+    assert ended.stdout == given
+
+
 def test_a_leash_that_keeps_streams_apart_still_says_why_it_can_bind_nothing(tmp_path: Path) -> None:
     with pytest.raises(ToolMissingError) as caught:
         leash.run(["true"], seconds=60, memory_bytes=2**80, folder=tmp_path, apart=True)

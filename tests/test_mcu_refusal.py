@@ -69,7 +69,7 @@ def test_a_missing_operator_is_named_with_its_layer_the_others_and_a_replacement
     why = refused(chain(["RELU", kind, "RELU", "POW"], ["INT8"] * 5))
     assert isinstance(why, PlacementError)
     assert exit_code(why) == 7
-    assert why.what == f"TFLite Micro has no {kind}: operator 1 ({kind}, layer layer2), and 1 other"
+    assert why.what == f"TFLite Micro has no {kind}: operator 1 ({kind}, layer layer2), and so operator 3 (POW)"
     assert INSTEAD[kind] in why.action
 
 
@@ -104,7 +104,7 @@ def test_a_float_model_is_refused_as_a_model_and_found_in_a_check() -> None:
     assert "operator 0 (FULLY_CONNECTED, layer functional_1/activation/Relu) computes in float32" in why.what
     assert "precision: int8" in why.action
     (finding,) = refusal.findings(model)
-    assert "computes in float32, and 9 others" in finding.what
+    assert "6 (FULLY_CONNECTED) and 3 more" in finding.what
     assert finding.action == why.action
 
 
@@ -117,7 +117,7 @@ def test_floats_at_a_models_ends_are_no_arithmetic() -> None:
 def test_floats_between_integers_are_named_where_they_are_computed_with() -> None:
     why = refused(chain(["DEQUANTIZE", "CEIL", "QUANTIZE"], ["INT8", "FLOAT32", "FLOAT32", "INT8"]))
     assert isinstance(why, ModelError)
-    assert why.what == "operator 1 (CEIL, layer layer2) computes in float32, and 1 other"
+    assert why.what == "operator 1 (CEIL, layer layer2) computes in float32, and so operator 2 (QUANTIZE)"
 
 
 @pytest.mark.parametrize(

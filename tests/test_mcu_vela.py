@@ -14,7 +14,7 @@ import pytest
 from projects import shared
 from pydantic import TypeAdapter
 
-from edgebuild.export import flatbuffer, object_tree
+from edgebuild.export import flatbuffer, object_tree, strip
 from edgebuild.export.errors import ModelError
 from edgebuild.targets.errors import ToolMissingError, UnknownTargetError
 from edgebuild.targets.microcontroller import ethos_u, vela, vela_summary
@@ -201,7 +201,7 @@ def test_a_float_model_stays_on_the_cpu_and_is_no_failure(tmp_path: Path) -> Non
     assert all("int8" in each.suggestion for each in placed.unmapped)
     assert (record.cpu_operators, record.npu_operators) == (10, 0)
     assert record.notes == (ethos_u.UNPRICED,)
-    assert ethos_u.arena(record).evidence == "unavailable"
+    assert ethos_u.arena(record, model).evidence == "unavailable"
 
 
 @needs_vela
@@ -224,6 +224,19 @@ def test_an_operator_for_the_cpu_is_named_with_its_reason(
     (left,) = placed.unmapped
     assert (left.operator, left.kind, left.tensor, left.reason) == (13, kind.replace(*CALL), tensor, reason)
     assert record.cpu_operators == 1
+
+
+@needs_vela
+def test_what_is_told_of_a_stripped_model_goes_by_the_names_it_had(tmp_path: Path) -> None:
+    whole = then("L2_NORMALIZATION", "extra")
+    named, stripped = flatbuffer.read(whole), strip.ready(whole)
+    record = vela.compile_model(U55, stripped, tmp_path, named)
+    assert [(each.kind, each.tensor) for each in record.on_cpu] == [("L2_NORMALIZATION", "extra")]
+    placed = ethos_u.placement(record, flatbuffer.read(stripped))
+    assert placed.mapped == placed.operators - 1
+    names = tuple(tensor.name for tensor in named.main.tensors)
+    assert all(layer.name.startswith(names) for layer in record.layers)  # Vela's own add to a name.
+    assert not any("t0." in each.reason for each in record.on_cpu)
 
 
 @needs_vela
@@ -329,8 +342,11 @@ def test_the_arena_lies_where_the_memory_mode_keeps_it(npu: Npu, arena_area: str
         assert output.arena_bytes == used.dram_kib * 1024 - output.constants_bytes
     else:
         assert (output.arena_bytes, output.constants_bytes) == (used.sram_kib * 1024, used.on_chip_flash_kib * 1024)
-    found = ethos_u.arena(record)
-    assert (found.value, found.evidence) == (output.arena_bytes, "predicted")
+    made = flatbuffer.read_file(tmp_path / vela.MODEL)
+    own = ethos_u.BASE_BYTES + ethos_u.TENSOR_BYTES * len(made.main.tensors)
+    found = ethos_u.arena(record, made)
+    assert found.value == output.arena_bytes + own + ethos_u.OPERATOR_BYTES * len(made.main.operators)
+    assert found.evidence == "predicted"
     assert where in found.note
 
 
@@ -338,7 +354,6 @@ def test_the_arena_lies_where_the_memory_mode_keeps_it(npu: Npu, arena_area: str
 def test_sram_is_the_arena_and_the_model_where_the_mode_keeps_it_there(runs: dict[str, Ran]) -> None:
     ran = runs[KWS]
     summary = ran.record.summary
-    assert ethos_u.arena(ran.record).value == float(ran.summary["sram_memory_used"]) * 1024
     assert ethos_u.sram_bytes(ran.record) == round(summary.sram_kib * 1024)
     kept = replace(ran.record, summary=replace(summary, on_chip_flash_kib=30.0))
     assert ethos_u.sram_bytes(kept) == round(summary.sram_kib * 1024) + ran.file_bytes

@@ -187,6 +187,18 @@ def test_outputs_come_from_tflm_sample_by_sample_whatever_the_slices(monkeypatch
 
 
 @needs_tflm
+def test_a_model_that_remembers_is_run_in_one_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    bare = artifact("coral/keras_lstm_mnist_ptq.tflite")
+    assert any(tensor.is_variable for tensor in bare.flatbuffer.main.tensors)
+    monkeypatch.setattr(tflm, "SLICE", 2)
+    ((name, tensor),) = bare.flatbuffer.inputs.items()
+    row = {name: np.full(tensor.shape, 7, tensor.dtype)}
+    (results,) = tflm.outputs(bare.data, bare.flatbuffer, [row] * 5)
+    assert len(results) == 5
+    assert any((results[0][end] != results[4][end]).any() for end in results[0])
+
+
+@needs_tflm
 def test_outputs_of_a_model_that_tflm_refuses_are_a_failure_in_its_words() -> None:
     bare = artifact("kws/ref_dynrange.tflite")
     (name,) = bare.flatbuffer.inputs

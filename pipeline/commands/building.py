@@ -22,6 +22,7 @@ def build(
     out: Path,
     targets: tuple[str, ...],
     overrides: tuple[str, ...],
+    device: str,
     until: str | None,
     dry_run: bool,
     explain: bool,
@@ -61,7 +62,7 @@ def build(
                     ended = building.run_until(project, store, until, targets, jobs, narrator.on_event, runner, against)
                 return _partial(ended, narrator, explain=explain)
             chosen = {"targets": targets, "store": store, "jobs": jobs, "runner": runner, "explain": explain}
-            return _built(project, out, narrator, as_json=as_json, files=files, **chosen)
+            return _built(project, out, narrator, as_json=as_json, files=files, device=device, **chosen)
 
 
 def _built(

@@ -1,4 +1,4 @@
-"""`init`, `inspect` and `profile`: one model at a time."""
+"""`init` and `inspect`: one model at a time."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from edgebuild.pipeline import console
-from edgebuild.pipeline.console import Narrator, safe
+from edgebuild.pipeline.console import safe
 from edgebuild.pipeline.errors import ConfigError
 from edgebuild.pipeline.ingest.source import Options
 
@@ -122,26 +122,3 @@ def _shape(text: str) -> tuple[str, tuple[int, ...]]:
     if not sign or not all(part.strip().isdecimal() and int(part) for part in parts):
         raise ConfigError(f"--input-shape {text} is not NAME=SIZE,SIZE,...", action="write --input-shape x=1,3,224,224")
     return name, tuple(map(int, parts))
-
-
-def profile(model: Path, *, device: str, processes: int, threads: int, as_json: bool) -> int:
-    """Measure a flatbuffer's latency."""
-    from edgebuild.device_tests.profile import profile_model
-    from edgebuild.device_tests.registry import TRANSPORTS
-
-    if device not in TRANSPORTS:
-        raise ConfigError(f"there is no device '{device}'", action=f"this version measures on {', '.join(TRANSPORTS)}")
-    narrator = Narrator()
-    with narrator.running():
-        found = profile_model(
-            model,
-            TRANSPORTS[device](),
-            processes=processes,
-            threads=threads,
-            on_process=lambda done, total: narrator.on_latency(device, done, total),
-        )
-    if as_json:
-        console.emit(json.dumps(asdict(found), indent=1))
-    else:
-        console.show_profile(model.name, found)
-    return 0

@@ -97,7 +97,7 @@ STAGES: Final[dict[str, Stage]] = {
         Stage(name="lut", version=1, function=lut, worker="light", tools=("tflite-micro", "numpy")),
         Stage(name="cut", version=1, function=cut, worker="light", tools=("tflite-runtime", "numpy")),
         Stage(name="compile", version=1, function=compile_edgetpu, worker="light", tools=()),
-        Stage(name="vela", version=1, function=compile_npu, worker="light", tools=("ethos-u-vela",)),
+        Stage(name="vela", version=1, function=compile_npu, worker="light", tools=("ethos-u-vela", "tflite-micro")),
         Stage(name="place", version=1, function=place, worker="light", tools=("tflite-runtime", "numpy")),
         Stage(name="weigh", version=1, function=weigh, worker="light", tools=("edgebuild", "tflite-micro")),
         Stage(name="package", version=1, function=package, worker="light", tools=("edgebuild", "tflite-micro")),

@@ -117,6 +117,7 @@ def verify(parameters: VerifyParameters, inputs: Mapping[str, Path], out: Path) 
     labels = arrays.pop("labels", None)
     wanted = load_arrays(inputs["reference"] / "outputs.npz") if "reference" in inputs else None
     rows = list(encoded(model, arrays))
+    running.require(parameters.runtime, parameters.stands_in)
     results = running.run(parameters.runtime, data, model, rows)
     got = decoded(model, arrays, results)  # By name: the flatbuffer's order of outputs is its own.
     found: dict[str, Any] = {

@@ -8,6 +8,7 @@ from typing import Literal, TypeAlias
 from edgebuild.export.formats import IoType, Precision
 from edgebuild.targets.microcontroller.emulation.machines import MachineName
 from edgebuild.targets.microcontroller.npu import Accelerator
+from edgebuild.targets.microcontroller.target import ARENA_MARGIN
 from edgebuild.targets.target import RuntimeName
 
 Labels: TypeAlias = Literal["required", "taken", "left"]
@@ -61,10 +62,14 @@ class VerifyParameters:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TargetParameters:
-    """What an artifact is weighed or packaged for; `core` is that of the board, where one is known."""
+    """What an artifact is weighed or packaged for; `core` is that of the board, where one is known.
+
+    `arena_margin` is what a microcontroller's arena has on top, as a share.
+    """
 
     target: str
     core: str = ""
+    arena_margin: float = ARENA_MARGIN
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,20 +96,22 @@ class PlaceParameters:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LutParameters:
-    """RAM that the arena may take, in KiB, None where nothing bounds it; and the board's core."""
+    """RAM that the arena may take, in KiB, None where nothing bounds it; the board's core, and the arena's margin."""
 
     ram_kib: float | None
     core: str
+    arena_margin: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VelaParameters:
-    """Which Ethos-U, the memory around it in the words of Vela's configuration, and the core beside it."""
+    """Which Ethos-U, the memory around it in Vela's words, the core beside it, and the arena's margin."""
 
     accelerator: Accelerator
     system_config: str
     memory_mode: str
     core: str
+    arena_margin: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,6 +7,8 @@ from typing import Any, Final, TypeAlias
 
 from edgebuild.export.flatbuffer import Flatbuffer
 from edgebuild.pipeline import headway
+from edgebuild.pipeline.task import tool_version
+from edgebuild.targets.errors import ToolMissingError
 from edgebuild.targets.target import RuntimeName
 
 SHIPPED: Final[RuntimeName] = "tflite-runtime"
@@ -31,6 +33,21 @@ def _tflite_runtime(data: bytes, _: Flatbuffer, rows: Sequence[Row]) -> Iterator
 
     interpreter = Interpreter(data)
     yield from ([interpreter.run(row)] for row in rows)
+
+
+def require(runtime: RuntimeName, version: str) -> None:
+    """Refuse to run in another version than the task's key speaks of.
+
+    Raises:
+        ToolMissingError: this machine has another, or none.
+    """
+    here = tool_version(runtime)
+    if version and here != version:
+        raise ToolMissingError(
+            f"this machine's {runtime} is {here}, and the build's is {version}",
+            cause="results under one key must be the same, whoever makes them",
+            action=f"install {runtime}=={version} here",
+        )
 
 
 def _tflite_micro(data: bytes, model: Flatbuffer, rows: Sequence[Row]) -> Iterator[list[Row]]:

@@ -79,7 +79,7 @@ def _write_figures(parameters: TargetParameters, inputs: Mapping[str, Path], out
     from edgebuild.pipeline.fitting.records import CUT
     from edgebuild.targets.registry import TARGETS
 
-    artifact = _artifact(inputs, parameters.core)
+    artifact = replace(_artifact(inputs), core=parameters.core, arena_margin=parameters.arena_margin)
     found = asdict(figures.of(artifact, TARGETS[parameters.target])) | _read(inputs["artifact"] / "route.json")
     found |= {"gpu_run": _placed(inputs).get("run")}
     record = inputs["artifact"] / CUT
@@ -99,7 +99,7 @@ def _compiled_bytes(compiled: Compiled, lut: Mapping[str, Any] | None) -> int:
     return size_bytes + (lut["decoder_code_bytes"] if lut else 0)
 
 
-def _artifact(inputs: Mapping[str, Path], core: str = "") -> Artifact:
+def _artifact(inputs: Mapping[str, Path]) -> Artifact:
     """A flatbuffer with its known answers, and what earlier stages found out of it."""
     from edgebuild.targets.placement import from_plain
     from edgebuild.targets.target import Artifact
@@ -115,7 +115,6 @@ def _artifact(inputs: Mapping[str, Path], core: str = "") -> Artifact:
         compiled=_compiled(inputs["compiled"]) if "compiled" in inputs else None,
         placed=from_plain(placed["placement"]) if placed else None,
         runtime=_read(inputs["verified"] / "verify.json")["runtime"] if "verified" in inputs else "tflite-runtime",
-        core=core,
     )
 
 

@@ -27,7 +27,7 @@ SPARSE: tuple[Precision, ...] = ("float32", "float16", "int8")
 FLASHED: bool = False
 HOST_RUNS: bool = True
 JUDGES: tuple[Precision, ...] = ()
-OPTIONS: frozenset[str] = frozenset({"sparse"})
+OPTIONS: frozenset[str] = frozenset({"device", "sparse"})
 
 
 def runtime() -> RuntimeName | None:

@@ -36,7 +36,7 @@ SPARSE: tuple[Precision, ...] = ()
 FLASHED: bool = False
 HOST_RUNS: bool = False
 JUDGES: tuple[Precision, ...] = ()
-OPTIONS: frozenset[str] = frozenset({"cut", "fix", "segments", "with"})
+OPTIONS: frozenset[str] = frozenset({"device", "cut", "fix", "segments", "with"})
 
 _READ_OFF: Final = f"the file itself: edgetpu_compiler made all that it maps one {COMPILED}"
 _LEFT: Final = Refusal(

@@ -32,7 +32,7 @@ SPARSE: tuple[Precision, ...] = ()
 FLASHED: bool = False
 HOST_RUNS: bool = False
 JUDGES: tuple[Precision, ...] = ()
-OPTIONS: frozenset[str] = frozenset({"cut", "fix", "oracle"})
+OPTIONS: frozenset[str] = frozenset({"device", "cut", "fix", "oracle"})
 
 
 def runtime() -> RuntimeName | None:

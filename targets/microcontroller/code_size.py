@@ -82,9 +82,7 @@ def estimate(kinds: Iterable[str], core: str) -> Figure:
     A core that was not measured takes what it takes on the core that takes most.
     """
     asked, table = frozenset(kinds), measurement()
-    measured = table.cores.get(_ALIKE.get(core, core)) or max(
-        table.cores.values(), key=lambda known: known.code_bytes(asked)
-    )
+    measured = measured_core(core) or max(table.cores.values(), key=lambda known: known.code_bytes(asked))
     size = measured.code_bytes(asked)
     return Figure(value=size, evidence="predicted", note="; ".join(_notes(size, measured, asked, core, table.source)))
 
@@ -97,6 +95,11 @@ def _notes(size: int, measured: Core, asked: frozenset[str], core: str, source: 
     unknown = sorted(asked - set(measured.own_bytes))
     if unknown:
         yield f"not measured, and counted as the largest kernel, {measured.largest_bytes:,}: {', '.join(unknown)}"
+
+
+def measured_core(core: str) -> Core | None:
+    """What was linked for a core, or for one with the same instructions; None where neither was."""
+    return measurement().cores.get(_ALIKE.get(core, core))
 
 
 @lru_cache(maxsize=1)

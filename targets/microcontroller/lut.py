@@ -116,8 +116,8 @@ def compress(
 
 def decoder_bytes(core: str = "") -> int:
     """What DECODE adds to a firmware's code on a core; on one that was not measured, the most of those that were."""
-    cores = code_size.measurement().cores
-    measured = [cores[core]] if core in cores else list(cores.values())
+    known = code_size.measured_core(core)
+    measured = [known] if known else list(code_size.measurement().cores.values())
     return max(known.pieces_bytes(frozenset({DECODE})) - known.interpreter_bytes for known in measured)
 
 

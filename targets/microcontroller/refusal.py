@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
     from edgebuild.export.flatbuffer import Flatbuffer
 
+_TOLD: Final = 6
 _QUANTIZE_IT: Final = "set `precision: int8` and give calibration data, with the trained source model as the model"
-_LIST_THEM: Final = "`edgebuild check MODEL -t mcu` lists every such operator"
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +81,7 @@ def _require_operators(places: tuple[_Place, ...]) -> None:
         raise PlacementError(
             f"{why.reason}: {missing[0]}{_others(missing)}",
             cause="a microcontroller has no second runtime to fall back on",
-            action=f"{why.suggestion}; {_LIST_THEM}",
+            action=why.suggestion,
         )
 
 
@@ -108,9 +108,9 @@ def _require_kernels(places: tuple[_Place, ...]) -> None:
     if lost:
         place, why = lost[0]
         raise PlacementError(
-            f"TFLite Micro can't run {place}{_others(lost)}",
+            f"TFLite Micro can't run {place}{_others([place for place, _ in lost])}",
             cause=why.reason,
-            action=f"{why.suggestion or 'replace the layer'}; {_LIST_THEM}",
+            action=why.suggestion or "replace the layer",
         )
 
 
@@ -118,5 +118,8 @@ def _dtype(place: _Place) -> str:
     return next(tensor.dtype for tensor in place.node.inputs if tensor.dtype.startswith("float"))
 
 
-def _others(found: Sequence[object]) -> str:
-    return f", and {len(found) - 1} other{'s' if len(found) > 2 else ''}" if len(found) > 1 else ""
+def _others(found: Sequence[_Place]) -> str:
+    """The rest of them, as many as one reads."""
+    rest = [f"{place.node.operator.index} ({place.node.kind})" for place in found[1 : 1 + _TOLD]]
+    more = f" and {len(found) - 1 - _TOLD} more" if len(found) - 1 > _TOLD else ""
+    return f", and so operator{'s' if len(found) > 2 else ''} {', '.join(rest)}{more}" if rest else ""

@@ -29,8 +29,10 @@ DENSE_PER_TENSOR: bool = True  # Firmware of some years ago reads the first scal
 SPARSE: tuple[Precision, ...] = ()
 FLASHED: bool = True
 HOST_RUNS: bool = False
-JUDGES: tuple[Precision, ...] = ("int8", "int16x8", "float32", "float16", "dynamic")
-OPTIONS: frozenset[str] = frozenset({"board", "lut", "tflm", "max_cycles", "max_sram_kib", "max_cpu_operators"})
+JUDGES: tuple[Precision, ...] = ("float32", "float16", "dynamic")
+OPTIONS: frozenset[str] = frozenset(
+    {"board", "lut", "tflm", "arena_margin", "max_cycles", "max_sram_kib", "max_cpu_operators"}
+)
 
 ARENA_MARGIN: Final = 0.15
 ARENA_ALIGNMENT: Final = 16
@@ -58,25 +60,24 @@ def memory(artifact: Artifact) -> Memory:
     """The arena to give the model, margin included, and its flash with an estimate of TFLM's code on the core."""
     if artifact.compiled is not None:
         return artifact.compiled.memory
-    return _memory(artifact.data, artifact.flatbuffer, artifact.core)
+    return _memory(artifact.data, artifact.flatbuffer, artifact.core, artifact.arena_margin)
 
 
-def _memory(data: bytes, model: Flatbuffer, core: str) -> Memory:
+def _memory(data: bytes, model: Flatbuffer, core: str, margin: float) -> Memory:
     from edgebuild.targets.microcontroller import tflm
 
     least = tflm.arena(data)
     flash_bytes = in_flash(len(data), code(model, core))
-    return Memory(
-        arena_bytes=with_margin(least, sums_bytes(model, core)), flash_bytes=flash_bytes, least_arena_bytes=least
-    )
+    arena_bytes = with_margin(least, sums_bytes(model, core), margin)
+    return Memory(arena_bytes=arena_bytes, flash_bytes=flash_bytes, least_arena_bytes=least)
 
 
-def in_tables(data: bytes, core: str) -> tuple[Placement, Memory]:
+def in_tables(data: bytes, core: str, margin: float = ARENA_MARGIN) -> tuple[Placement, Memory]:
     """What is known of a model whose weights were put into tables, which TFLM alone runs."""
     from edgebuild.export import flatbuffer
 
     model = flatbuffer.read(data)
-    return place(model), _memory(data, model, core)
+    return place(model), _memory(data, model, core, margin)
 
 
 def in_flash(model_bytes: int, code: Figure) -> Figure:
@@ -86,17 +87,17 @@ def in_flash(model_bytes: int, code: Figure) -> Figure:
     return replace(code, value=model_bytes + code.value, note=f"the model's {model_bytes:,} bytes, and {code.note}")
 
 
-def with_margin(arena: Figure, sums: int = 0) -> Figure:
-    """The arena that ships: the smallest one, the core's `sums`, and 15 % on top, in steps of 16 bytes.
+def with_margin(arena: Figure, sums: int = 0, margin: float = ARENA_MARGIN) -> Figure:
+    """The arena that ships: the smallest one, the core's `sums`, and the margin on top, in steps of 16 bytes.
 
     Host figures bound a Cortex-M4's from above (its pointers are half as long). Vector kernels of convolutions were
     seen to take 13 % more.
     """
     if arena.value is None:
         return arena
-    size = math.ceil((arena.value + sums) * (1 + ARENA_MARGIN) / ARENA_ALIGNMENT) * ARENA_ALIGNMENT
+    size = math.ceil((arena.value + sums) * (1 + margin) / ARENA_ALIGNMENT) * ARENA_ALIGNMENT
     own = f", {sums:,} are sums of weights that this core's kernels keep" if sums else ""
-    note = f"{arena.value:,.0f} bytes are {arena.note}{own}, and {ARENA_MARGIN:.0%} are margin"
+    note = f"{arena.value:,.0f} bytes are {arena.note}{own}, and {margin:.0%} are margin"
     return Figure(value=size, evidence=arena.evidence, note=note)
 
 
@@ -117,9 +118,9 @@ def sums_bytes(model: Flatbuffer, core: str) -> int:
     return sum(4 * weights.shape[0] for weights in dense if weights.dtype == "int8" and weights.shape)
 
 
-def largest_arena(limit_bytes: int) -> int:
-    """The largest arena without its margin that holds to a limit with it."""
-    return int(limit_bytes // ARENA_ALIGNMENT * ARENA_ALIGNMENT / (1 + ARENA_MARGIN))
+def largest_arena(limit_bytes: int, sums: int = 0, margin: float = ARENA_MARGIN) -> int:
+    """The largest arena without its margin, and without the core's `sums`, that holds to a limit with both."""
+    return int(limit_bytes // ARENA_ALIGNMENT * ARENA_ALIGNMENT / (1 + margin)) - sums
 
 
 def code(model: Flatbuffer, core: str) -> Figure:

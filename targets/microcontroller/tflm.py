@@ -60,7 +60,9 @@ def outputs(
     Raises:
         ModelError: TFLM can't run the model, in its own words; or it took too long.
     """
-    slices = [rows[start : start + SLICE] for start in range(0, len(rows), SLICE)]
+    remembers = any(tensor.is_variable for graph in described.subgraphs for tensor in graph.tensors)
+    size = len(rows) if remembers else SLICE  # What one sample leaves behind, the next one must find.
+    slices = [rows[start : start + size] for start in range(0, len(rows), max(size, 1))]
     with ThreadPoolExecutor(min(len(slices) or 1, _MOST_CHILDREN)) as pool:
         yield from pool.map(partial(_outputs, model, described), slices)
 

@@ -10,12 +10,13 @@ import shutil
 import signal
 import subprocess
 import tempfile
+from dataclasses import replace
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from edgebuild.export import flatbuffer
+from edgebuild.export import flatbuffer, strip
 from edgebuild.export.errors import ModelError
 from edgebuild.targets import leash
 from edgebuild.targets.errors import ToolMissingError, UnknownTargetError
@@ -57,10 +58,11 @@ def version() -> str:
         raise ToolMissingError(MISSING, action=GET) from e
 
 
-def compile_model(npu: Npu, model: bytes, out: Path) -> EthosU:
+def compile_model(npu: Npu, model: bytes, out: Path, named: Flatbuffer | None = None) -> EthosU:
     """Compile a .tflite file for an NPU, as `model_vela.tflite` in the folder `out`.
 
-    A model of which nothing suits the NPU comes out too, with everything on the CPU.
+    A model of which nothing suits the NPU comes out too, with everything on the CPU. What Vela says goes by names of
+    tensors: where a model has none of its own, the record takes them from `named`, the model before they were stripped.
 
     Raises:
         ModelError: Vela can't read it, crashes, takes too long, or says what we can't read.
@@ -69,13 +71,23 @@ def compile_model(npu: Npu, model: bytes, out: Path) -> EthosU:
     """
     if not installed():
         raise ToolMissingError(MISSING, action=GET)
+    if named is not None:
+        model = strip.numbered(model)
     graph = flatbuffer.read(model)
     with tempfile.TemporaryDirectory(prefix="vela-") as name:
         folder = Path(name)
         said = _run(npu, model, folder)
         record = _record(npu, graph, model, said, folder)
         shutil.move(folder / MODEL, out / MODEL)
-    return record
+    return record if named is None else _spoken(record, named)
+
+
+def _spoken(record: EthosU, named: Flatbuffer) -> EthosU:
+    def say(text: str) -> str:
+        return strip.spoken(text, named)
+
+    on_cpu = tuple(replace(each, tensor=say(each.tensor), reason=say(each.reason)) for each in record.on_cpu)
+    return replace(record, on_cpu=on_cpu, layers=tuple(replace(layer, name=say(layer.name)) for layer in record.layers))
 
 
 def _run(npu: Npu, model: bytes, folder: Path) -> str:

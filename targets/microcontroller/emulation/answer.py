@@ -7,7 +7,7 @@ import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from edgebuild.targets.errors import EmulationError
+from edgebuild.targets.errors import EmulationError, ToolMissingError
 from edgebuild.targets.microcontroller.emulation.machines import INSTRUCTION_PS, INTERRUPT_INSTRUCTIONS
 
 if TYPE_CHECKING:
@@ -37,20 +37,34 @@ class OperatorCount:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """The arena TFLM says it used and the smallest it runs in, in bytes; instructions of each test vector."""
+    """The arena TFLM says it used and the smallest it runs in, in bytes; instructions of each test vector.
+
+    `operators` are the first ones of the main graph; `unlisted_operators` is how many more it has.
+    """
 
     arena_used_bytes: int
     arena_min_bytes: int
     instructions: tuple[int, ...]
     operators: tuple[OperatorCount, ...]
+    unlisted_operators: int
 
 
 def parse(said: str, machine: Machine) -> Answer:
     """Read what was said on a machine.
 
     Raises:
-        EmulationError: a step failed, a vector differs, the count of instructions is wrong, or the end is missing.
+        EmulationError: a step failed, a vector differs, the end is missing, or a line is none of the bench's.
+        ToolMissingError: this QEMU counts otherwise.
     """
+    try:
+        return _parsed(said, machine)
+    except (KeyError, IndexError, ValueError) as e:  # The program can print whatever it likes.
+        raise EmulationError(
+            "the emulated program said what the bench never says", cause=repr(e), action="build TFLM anew"
+        ) from e
+
+
+def _parsed(said: str, machine: Machine) -> Answer:
     lines = [line.strip() for line in said.splitlines()]
     ours = [line.removeprefix(_OURS).split() for line in lines if line.startswith(_OURS)]
     found = {name: [rest for key, *rest in ours if key == name] for name in {key for key, *_ in ours}}
@@ -66,12 +80,13 @@ def parse(said: str, machine: Machine) -> Answer:
             OperatorCount(name=" ".join(name), instructions=_instructions((ticks, interrupts), machine) - overhead)
             for ticks, interrupts, *name in found.get("operator", ())
         ),
+        unlisted_operators=int(found["unlisted"][0][0], 16),
     )
 
 
 def words(lines: Sequence[str]) -> str:
     """What TFLM said, in one line."""
-    theirs = (line for line in lines if line and not line.startswith((_OURS, "qemu-system-arm: warning:")))
+    theirs = (line for line in lines if line and not line.startswith(_OURS))
     return "; ".join(theirs)[:500] or _NO_WORDS
 
 
@@ -104,7 +119,7 @@ def _require_right_count(found: dict[str, list[list[str]]], machine: Machine) ->
     once, often = (_instructions(span, machine) for span in found["spin"])
     expected = 2 * int(found["rounds"][0][0], 16)
     if often - once != expected:
-        raise EmulationError(
+        raise ToolMissingError(
             "this QEMU does not count instructions as the bench does",
             cause=f"a loop of {expected:,} instructions was counted as {often - once:,}",
             action="use qemu-system-arm 7.2, as Debian 12 has it",

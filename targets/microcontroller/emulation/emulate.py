@@ -12,13 +12,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
 from edgebuild.targets import leash
-from edgebuild.targets.errors import EmulationError
+from edgebuild.targets.errors import EmulationError, ToolMissingError
 from edgebuild.targets.microcontroller.emulation import answer, machines, toolchain
 from edgebuild.targets.microcontroller.emulation.answer import OperatorCount
 from edgebuild.targets.microcontroller.emulation.library import inspect
 from edgebuild.targets.microcontroller.emulation.program import function_at, link, sizes
 
 if TYPE_CHECKING:
+    from subprocess import CompletedProcess
+
     from edgebuild.targets.microcontroller.emulation.answer import Answer
     from edgebuild.targets.microcontroller.emulation.library import Library
     from edgebuild.targets.microcontroller.emulation.machines import Tflm
@@ -26,6 +28,9 @@ if TYPE_CHECKING:
     from edgebuild.targets.microcontroller.emulation.toolchain import Toolchain
 
 TIMEOUT_S: Final = 300
+_MOST_BYTES: Final = 4 * 2**20  # A thousand operators and as many wrong outputs take a twentieth.
+# What is left to a program that broke out of the emulated core. ref: qemu-system-arm(1), -sandbox
+_SANDBOX: Final = ("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +41,8 @@ class Emulation:
     `arena_min_bytes` the smallest arena that it ran in, in steps of 16: kernels of another core may need more than the
     package states. `code_bytes`, the sum of text, rodata and data, is what TFLM, its kernels and the C library take of
     flash beside the model, `bss_bytes` what they take of RAM beside the arena. `instructions` are those of the first
-    test vector, and exact; `operators` are empty where TFLM was built without their names. Builds of TFLM with messages
+    test vector, and exact; `operators` are empty where TFLM was built without their names, and hold the first thousand
+    of the main graph: `unlisted_operators` is how many more it has. Builds of TFLM with messages
     (`has_messages`) take more flash than releases, and those with checks take several times the instructions.
     """
 
@@ -60,16 +66,18 @@ class Emulation:
     operators: tuple[OperatorCount, ...]
     compiler: str
     qemu: str
+    unlisted_operators: int = 0
 
 
 def emulate(package: Path, tflm: Tflm, *, seconds: float = TIMEOUT_S) -> Emulation:
     """Build the package's program for the machine and run it there for `seconds` at most.
 
     Raises:
-        ToolMissingError: there is no cross compiler or no QEMU.
+        ToolMissingError: there is no cross compiler or no QEMU, or it failed of itself.
+        LibraryError: the library is for another core, or the program can't be built with it.
         PlacementError: the library has no kernel for an operator.
-        EmulationError: it is for another core, the program can't be built, does not fit, fails, never ends, or gives
-            another output than the package expects.
+        EmulationError: the program does not fit, fails, never ends, or gives another output than the package expects.
+        ModelError: it prints without end.
     """
     with tempfile.TemporaryDirectory(prefix="edgebuild-") as name:
         folder = Path(name)
@@ -82,7 +90,8 @@ def emulate(package: Path, tflm: Tflm, *, seconds: float = TIMEOUT_S) -> Emulati
 
 
 def _run(program: Path, tflm: Tflm, seconds: float) -> str:
-    done = toolchain.run(_command(program, tflm), folder=program.parent, seconds=seconds)
+    command = _command(program, tflm)
+    done = toolchain.run(command, folder=program.parent, seconds=seconds, most_bytes=_MOST_BYTES, apart=True)
     said = done.stdout.decode("utf-8", "replace")
     if done.returncode == leash.TIMED_OUT:
         raise EmulationError(
@@ -97,17 +106,41 @@ def _run(program: Path, tflm: Tflm, seconds: float) -> str:
             cause=answer.words([line.strip() for line in said.splitlines()]),
             action="build TFLM with its messages and checks (BUILD_TYPE=default) to see why",
         )
+    if done.returncode:
+        raise _failure_of_qemu(done, tflm)
     return said
+
+
+def _failure_of_qemu(done: CompletedProcess[bytes], tflm: Tflm) -> EmulationError | ToolMissingError:
+    """It ends well whatever the program does, but for a fault within a fault: that stops the core for good."""
+    words = [line for line in done.stderr.decode("utf-8", "replace").splitlines() if "warning:" not in line]
+    cause = (words[0] if words else f"it gave no reason, and ended with {done.returncode}")[:300]
+    if cause.startswith("qemu: fatal:"):
+        return EmulationError(
+            f"the program stopped the emulated {machines.MACHINES[tflm.machine].core} for good",
+            cause=cause,
+            action="build TFLM with its messages and checks (BUILD_TYPE=default) to see why",
+        )
+    return ToolMissingError(
+        f"{toolchain.QEMU} could not run {tflm.machine}",
+        cause=cause,
+        action="use qemu-system-arm 7.2 or later, on a machine with memory to spare",
+    )
 
 
 def _command(program: Path, tflm: Tflm) -> list[str]:
     return [
         toolchain.QEMU,
         *("-machine", tflm.machine, "-kernel", program.name, "-accel", "tcg,tb-size=32"),
-        *("-display", "none", "-monitor", "none", "-serial", "none", "-net", "none"),
-        *("-semihosting-config", "enable=on,target=native", "-icount", f"shift={machines.ICOUNT_SHIFT}"),
-        *("-sandbox", "on,spawn=deny"),  # Semihosting has a call that runs a command of the host's.
+        *("-nodefaults", "-no-user-config", "-display", "none", "-serial", "stdio", "-no-reboot"),
+        *("-icount", f"shift={machines.ICOUNT_SHIFT}"),
+        *(_SANDBOX if _has_sandbox(program.parent) else ()),
     ]
+
+
+def _has_sandbox(folder: Path) -> bool:
+    """Whether QEMU was built with it, and the machine allows it."""
+    return toolchain.run([toolchain.QEMU, *_SANDBOX, "-cpu", "help"], folder=folder).returncode == 0
 
 
 def _stated_arena(package: Path) -> int | None:
@@ -138,4 +171,5 @@ def _record(
         operators=found.operators,
         compiler=tools.compiler,
         qemu=tools.qemu,
+        unlisted_operators=found.unlisted_operators,
     )

@@ -104,7 +104,11 @@ void SaySpan(const char* what, const Span& span) { Say(what, span.ticks, span.in
 class Profiler : public tflite::MicroProfilerInterface {
  public:
   std::uint32_t BeginEvent(const char* tag) override {
-    if (depth_++ != 0 || count_ == kMostEvents) return kMostEvents;
+    if (depth_++ != 0) return kMostEvents;
+    if (count_ == kMostEvents) {
+      ++unlisted_;
+      return kMostEvents;
+    }
     events_[count_].tag = tag;
     events_[count_].from = bench_now();
     return count_++;
@@ -125,6 +129,7 @@ class Profiler : public tflite::MicroProfilerInterface {
       bench_say(events_[i].tag);
       bench_say("\n");
     }
+    Say("unlisted", unlisted_);
   }
 
  private:
@@ -134,6 +139,7 @@ class Profiler : public tflite::MicroProfilerInterface {
   };
   std::uint32_t depth_ = 0;
   std::uint32_t count_ = 0;
+  std::uint32_t unlisted_ = 0;
   std::array<Event, kMostEvents> events_;
 };
 

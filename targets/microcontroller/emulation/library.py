@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from edgebuild.targets.errors import EmulationError
+from edgebuild.targets.errors import LibraryError
 from edgebuild.targets.microcontroller.emulation import toolchain
 from edgebuild.targets.microcontroller.emulation.machines import MACHINES
 
@@ -31,19 +31,24 @@ def inspect(tflm: Tflm, folder: Path) -> Library:
 
     Raises:
         ToolMissingError: there are no binutils for Arm.
-        EmulationError: it is no archive of Arm code, or not for the machine's core.
+        LibraryError: it is no archive of Arm code, or not for the machine's core.
     """
     if not tflm.library.is_file():
-        raise EmulationError(f"there is no {tflm.library}", action="correct the path of TFLM's library")
+        raise LibraryError(f"there is no {tflm.library}", action="correct the path of TFLM's library")
     read = toolchain.run(["arm-none-eabi-readelf", "-A", str(tflm.library.resolve())], folder=folder)
     attributes = read.stdout.decode("utf-8", "replace")
     architectures = set(re.findall(r"Tag_CPU_arch: (\S+)", attributes))
     if not architectures:
-        raise EmulationError(
+        raise LibraryError(
             f"{tflm.library} holds no code for Arm", action="give the libtensorflow-microlite.a of a Cortex-M build"
         )
     _require_core(tflm, architectures, set(re.findall(r"Tag_FP_arch: (.+)", attributes)))
-    symbols = toolchain.tool("arm-none-eabi-nm", str(tflm.library.resolve()), folder=folder)
+    listed = toolchain.run(["arm-none-eabi-nm", str(tflm.library.resolve())], folder=folder)
+    symbols = listed.stdout.decode("utf-8", "replace")
+    if listed.returncode:
+        raise LibraryError(
+            f"the symbols of {tflm.library} can't be read", cause=symbols.strip()[-300:], action="build TFLM anew"
+        )
     return Library(
         architecture=max(architectures),
         is_hard_float="Tag_ABI_VFP_args: VFP registers" in attributes,
@@ -56,7 +61,7 @@ def _require_core(tflm: Tflm, architectures: set[str], floating_point: set[str])
     machine = MACHINES[tflm.machine]
     foreign = architectures.difference(machine.architectures) | floating_point.difference(machine.floating_point)
     if foreign:
-        raise EmulationError(
+        raise LibraryError(
             f"this TFLM is not for the {machine.core} of {tflm.machine}",
             cause=f"it holds code for {', '.join(sorted(foreign))}",
             action=f"build TFLM with TARGET_ARCH={machine.cpu}, or name the machine of the core it was built for",

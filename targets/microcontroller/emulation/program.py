@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from edgebuild.targets import leash
-from edgebuild.targets.errors import EmulationError, PlacementError, ToolMissingError
+from edgebuild.targets.errors import EmulationError, LibraryError, PlacementError, ToolMissingError
 from edgebuild.targets.microcontroller.emulation import machines, toolchain
 
 if TYPE_CHECKING:
@@ -48,7 +48,8 @@ def link(package: Path, tflm: Tflm, library: Library, folder: Path) -> Path:
     Raises:
         ToolMissingError: there is no compiler, or no C++ library for it.
         PlacementError: the library lacks kernels.
-        EmulationError: the package does not compile with this TFLM, or does not fit the machine.
+        LibraryError: the package does not compile or link with this TFLM.
+        EmulationError: it does not fit the machine.
     """
     core = _core_flags(tflm, library)
     cpp = (*core, *_CPP_FLAGS, *_definitions(library), f"-I{package.resolve()}", f"-I{_BENCH}")
@@ -84,7 +85,7 @@ def _compile(folder: Path, arguments: Sequence[str]) -> None:
     error = next((line.strip() for line in said.splitlines() if "error:" in line), said.strip()[-300:])
     if re.search(r"fatal error: (\w+|std\w+\.h|sys/stat\.h): No such file", error):
         raise ToolMissingError("the cross compiler has no C or C++ library", cause=error, action=toolchain.GET)
-    raise EmulationError(
+    raise LibraryError(
         "the package does not compile with this TFLM", cause=error, action=f"give TFLM's include folders: {_INCLUDES}"
     )
 
@@ -106,7 +107,7 @@ def _compiler(*arguments: str, folder: Path) -> str | None:
     return done.stdout.decode("utf-8", "replace") if done.returncode else None
 
 
-def _link_failure(said: str, tflm: Tflm) -> EmulationError | PlacementError:
+def _link_failure(said: str, tflm: Tflm) -> EmulationError | LibraryError | PlacementError:
     missing = sorted(set(re.findall(r"undefined reference to [`'](.+?)'", said)))
     kernels = sorted({match[1] for name in missing if (match := re.search(r"Register_(\w+)\(", name))})
     if kernels:
@@ -123,7 +124,7 @@ def _link_failure(said: str, tflm: Tflm) -> EmulationError | PlacementError:
             action="make the model smaller, or leave the check on an emulated core out",
         )
     error = next((line.strip() for line in said.splitlines() if "error:" in line or "undefined" in line), said[-300:])
-    return EmulationError(
+    return LibraryError(
         "the package does not link with this TFLM",
         cause=f"no definition of {missing[0]}" if missing else error,
         action="give the library and the include folders of one and the same build of TFLM",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from edgebuild.targets import leash
-from edgebuild.targets.errors import EmulationError, ToolMissingError
+from edgebuild.targets.errors import ToolMissingError
 
 if TYPE_CHECKING:
     import subprocess
@@ -40,6 +40,22 @@ def find(folder: Path) -> Toolchain:
     return Toolchain(compiler=_version(COMPILER, folder), qemu=_version(QEMU, folder))
 
 
+def require(versions: tuple[str, ...], folder: Path) -> None:
+    """Hold this machine to the compiler and the emulator that were found where the work was planned.
+
+    Raises:
+        ToolMissingError: one of them is not here, or is another one.
+    """
+    here = find(folder)
+    for wanted, found in zip(versions, (here.compiler, here.qemu), strict=True):
+        if wanted != found:
+            raise ToolMissingError(
+                f"this machine has another tool than the one that planned the build: {found}",
+                cause=f"there it is {wanted}, and what comes of it is kept under that name",
+                action="install the same version on all machines that build together",
+            )
+
+
 def _version(program: str, folder: Path) -> str:
     return tool(program, "--version", folder=folder).splitlines()[0].strip()
 
@@ -48,25 +64,37 @@ def tool(program: str, *arguments: str, folder: Path) -> str:
     """What a tool says that can't fail on what we give it.
 
     Raises:
-        ToolMissingError: it is not here.
-        EmulationError: it failed all the same.
+        ToolMissingError: it is not here, or failed all the same.
     """
     done = run([program, *arguments], folder=folder)
     said = done.stdout.decode("utf-8", "replace")
     if done.returncode:
-        raise EmulationError(f"{program} failed", cause=said.strip()[-300:], action=f"install it anew: {GET}")
+        raise ToolMissingError(f"{program} failed", cause=said.strip()[-300:], action=f"install it anew: {GET}")
     return said
 
 
 def run(
-    command: Sequence[str], *, folder: Path, seconds: float = _TOOL_TIMEOUT_S
+    command: Sequence[str],
+    *,
+    folder: Path,
+    seconds: float = _TOOL_TIMEOUT_S,
+    most_bytes: int = leash.MOST_BYTES,
+    apart: bool = False,
 ) -> subprocess.CompletedProcess[bytes]:
-    """Run a program in `folder` with bounds of time and memory, both its streams together.
+    """Run a program in `folder` with bounds of time, memory and words, both its streams together or `apart`.
 
     Raises:
         ToolMissingError: it is not here.
+        ModelError: it said more than `most_bytes`.
     """
     found = shutil.which(command[0])
     if found is None:
         raise ToolMissingError(f"there is no {command[0]} here", action=GET)
-    return leash.run([found, *command[1:]], seconds=seconds, memory_bytes=_MEMORY_BYTES, folder=folder)
+    return leash.run(
+        [found, *command[1:]],
+        seconds=seconds,
+        memory_bytes=_MEMORY_BYTES,
+        folder=folder,
+        most_bytes=most_bytes,
+        apart=apart,
+    )

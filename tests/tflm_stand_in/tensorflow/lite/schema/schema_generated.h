@@ -15,7 +15,7 @@ struct Model {
   std::uint8_t inputs;
   std::uint8_t outputs;
   std::int32_t hidden_bytes;
-  std::uint8_t operators;
+  std::uint16_t operators;
   Operator chain[1];
 };
 

@@ -1,0 +1,231 @@
+"""Which of two models is the faster on a device, and how sure that is.
+
+A block is one fresh process of each model, one right after the other, in an order drawn for each block: what drifts
+(temperature, other programs) meets both alike and leaves their ratio. The figure is the median of the blocks' ratios,
+and its interval lies between two of them: see `median_interval`. Resampling the blocks, as a bootstrap does, ends at
+the same ones give or take two ranks, but misses more often than it says while blocks are few. A bootstrap of
+median(b) / median(a) needs twice the blocks where the device drifts by a third.
+
+Who looks again and again finds a difference sooner or later. So there are at most `LOOKS` looks, and each has its
+share of the error that `confidence` leaves: at 95 % each interval is one of 99.5 %, and by Bonferroni's inequality all
+of them together enclose the true ratio in at least 95 of 100 comparisons.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Final, Literal, TypeAlias
+
+from edgebuild.device_tests.condition import doubts, emulation
+from edgebuild.device_tests.latency import median_interval
+from edgebuild.device_tests.sample import ProcessSample
+from edgebuild.device_tests.transport import RunRequest, Transport
+
+Verdict: TypeAlias = Literal["faster", "slower", "same", "inconclusive"]
+Gate: TypeAlias = Literal["pass", "fail", "inconclusive"]
+Sampler: TypeAlias = Callable[[], float]
+Block: TypeAlias = tuple[float, float]  # The median of a process of a, and of one of b, in us.
+
+LOOKS: Final = 10
+# After so many blocks, and then each time at half as many again: 12, 18, 27, ... 454. At twelve the interval spans
+# them all, which is 99.95 %: the first look is for what is plain. Nine is where an interval of 99.5 % begins.
+FIRST_LOOK: Final = 12
+GROWTH: Final = 1.5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """Model b against model a: `ratio` above 1 is a slower b.
+
+    `ratio` is the median of the blocks' ratios, `low` to `high` its interval at `confidence` over all looks, 0 and
+    infinity where there were too few blocks; `margin` is what counts as no difference. `a_us` and `b_us` are the
+    process medians in the order of their blocks. `notes` say what makes the figures doubtful, first of all `doubts`: a
+    throttled, busy or swapping device, which leaves the verdict inconclusive.
+    """
+
+    ratio: float
+    low: float
+    high: float
+    confidence: float
+    margin: float
+    verdict: Verdict
+    a_us: tuple[float, ...]
+    b_us: tuple[float, ...]
+    seconds: float
+    doubts: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def blocks(self) -> int:
+        """How often each model was measured."""
+        return len(self.a_us)
+
+    @property
+    def processes(self) -> int:
+        """Of both models."""
+        return 2 * self.blocks
+
+
+def judge(low: float, high: float, margin: float) -> Verdict:
+    """What an interval of b's time over a's says.
+
+    | interval | verdict |
+    |---|---|
+    | within 1 / (1 + margin) to 1 + margin | same |
+    | else low > 1 | slower |
+    | else high < 1 | faster |
+    | else | inconclusive |
+    """
+    if 1 / (1 + margin) < low and high < 1 + margin:
+        return "same"
+    if low > 1:
+        return "slower"
+    return "faster" if high < 1 else "inconclusive"
+
+
+def regressed(low: float, high: float, max_regression: float) -> Gate:
+    """The gate on b's time over a's: the whole interval must lie on one side of 1 + `max_regression`."""
+    if high < 1 + max_regression:
+        return "pass"
+    return "fail" if low > 1 + max_regression else "inconclusive"
+
+
+def against(comparison: Comparison, max_regression: float) -> Gate:
+    """Judge a comparison as a gate; `inconclusive` too where the device was in no state to be measured."""
+    if comparison.doubts:
+        return "inconclusive"
+    return regressed(comparison.low, comparison.high, max_regression)
+
+
+def compare(
+    run_a: Sampler,
+    run_b: Sampler,
+    *,
+    budget_s: float,
+    margin: float = 0.05,
+    confidence: float = 0.95,
+    seed: int = 0,
+    clock: Callable[[], float] = time.monotonic,
+    on_block: Callable[[int, float], None] | None = None,
+    max_regression: float | None = None,
+) -> Comparison:
+    """Sample both until the verdict stands, or the budget of seconds is spent.
+
+    `run_a` and `run_b` measure in one fresh process and give its median in us. With `max_regression` sampling goes on
+    until `regressed` is decided, instead of `judge`. `on_block` hears of each block as (blocks, seconds).
+
+    Raises:
+        ValueError: margin, confidence or budget make no sense.
+        DeviceError: whatever the samplers raise.
+    """
+    if not (margin > 0 and 0 < confidence < 1 and budget_s > 0):
+        raise ValueError(f"no comparison has margin {margin}, confidence {confidence} and a budget of {budget_s} s")
+
+    def decided() -> bool:
+        verdict = judge(low, high, margin) if max_regression is None else regressed(low, high, max_regression)
+        return verdict != "inconclusive"
+
+    began, pairs, low, high = clock(), [], 0.0, math.inf
+    for pair in _blocks(run_a, run_b, seed):
+        pairs.append(pair)
+        seconds = clock() - began
+        if on_block is not None:
+            on_block(len(pairs), seconds)
+        another_fits = seconds * (1 + 1 / len(pairs)) <= budget_s
+        over = len(pairs) == LOOK_SIZES[-1] or not another_fits
+        if over or len(pairs) in LOOK_SIZES:
+            low, high = ratio_interval(pairs, 1 - (1 - confidence) / LOOKS)
+        if over or decided():
+            break
+    a_us, b_us = zip(*pairs, strict=True)
+    return Comparison(
+        ratio=median(b / a for a, b in pairs),
+        low=low,
+        high=high,
+        confidence=confidence,
+        margin=margin,
+        verdict=judge(low, high, margin),
+        a_us=a_us,
+        b_us=b_us,
+        seconds=seconds,
+        notes=(f"the budget ended after {len(pairs)} blocks, too few for an interval",) if high == math.inf else (),
+    )
+
+
+def compare_models(
+    a: Path,
+    b: Path,
+    transport: Transport,
+    *,
+    request: RunRequest | None = None,
+    timeout_s: float = 60.0,
+    budget_s: float = 60.0,
+    margin: float = 0.05,
+    confidence: float = 0.95,
+    seed: int = 0,
+    on_block: Callable[[int, float], None] | None = None,
+    max_regression: float | None = None,
+) -> Comparison:
+    """Compare two .tflite files on a device; an emulated, throttled, busy or swapping one leaves it inconclusive.
+
+    Raises:
+        DeviceError: the device can't be reached or can't run a model.
+        ModelError: a file can't be read.
+        ValueError: as `compare` has it.
+    """
+    device = transport.fingerprint()
+    request = request or RunRequest()
+    samples: list[ProcessSample] = []
+
+    def measured(model: Path) -> float:
+        samples.append(transport.run(model, request, timeout_s))
+        return samples[-1].median_us
+
+    found = compare(
+        partial(measured, a),
+        partial(measured, b),
+        budget_s=budget_s,
+        margin=margin,
+        confidence=confidence,
+        seed=seed,
+        on_block=on_block,
+        max_regression=max_regression,
+    )
+    doubtful = (*emulation(device), *doubts(samples, device.cores))
+    verdict = "inconclusive" if doubtful else found.verdict
+    return replace(found, verdict=verdict, doubts=doubtful, notes=(*doubtful, *found.notes))
+
+
+def ratio_interval(pairs: Sequence[Block], confidence: float) -> tuple[float, float]:
+    """Ends that enclose the median of b / a over blocks `(a, b)`; 0 and infinity where there are too few of them."""
+    found = median_interval([b / a for a, b in pairs], confidence)
+    return (found.low, found.high) if found.confidence >= confidence else (0.0, math.inf)
+
+
+def _look_sizes() -> tuple[int, ...]:
+    sizes = [FIRST_LOOK]
+    while len(sizes) < LOOKS:
+        sizes.append(int(sizes[-1] * GROWTH))
+    return tuple(sizes)
+
+
+LOOK_SIZES: Final = _look_sizes()
+
+
+def _blocks(run_a: Sampler, run_b: Sampler, seed: int) -> Iterator[Block]:
+    """Medians of a and b, for ever, measured in an order drawn for each pair."""
+    chance = random.Random(seed)  # noqa: S311 - an order, no secret
+    while True:
+        if chance.random() < 0.5:
+            a = run_a()
+            yield a, run_b()
+        else:
+            b = run_b()
+            yield run_a(), b
