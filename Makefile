@@ -12,7 +12,7 @@ GPU := $(VENV)/gpu
 ARM := $(VENV)/arm
 SWIFTSHADER := $(abspath $(GPU))/swiftshader/usr/lib/chromium
 
-.PHONY: demo test test-gpu test-arm firmware-tools check lint types clean
+.PHONY: demo test test-gpu test-arm test-tools check lint types clean
 
 demo: $(READY)
 	$(BIN)/edgebuild demo
@@ -31,10 +31,11 @@ test-arm: $(READY)
 		EDGEBUILD_ARM_ROOT=$(abspath $(ARM))/root $(BIN)/python -m pytest -m arm_device tests/test_device_arm.py; \
 	else echo "an ARM root, or what runs it, can't be had here: the tests that ask an ARM device did not run"; fi
 
-# Debian's cross compiler and QEMU, for the tests that link a firmware package and run it.
-firmware-tools:
+# Debian's cross compiler and QEMU, for tests that run a firmware package; ssh, adb and what devices have, for theirs.
+test-tools:
 	apt-get --quiet=2 update
-	apt-get --quiet=2 --yes install gcc-arm-none-eabi libnewlib-arm-none-eabi libstdc++-arm-none-eabi-newlib qemu-system-arm
+	apt-get --quiet=2 --yes --no-install-recommends install adb busybox cmake gcc-arm-none-eabi \
+		libnewlib-arm-none-eabi libstdc++-arm-none-eabi-newlib openssh-client openssh-server qemu-system-arm valgrind
 
 check: lint types
 

@@ -75,6 +75,7 @@ def build(
         StoreError: the store can't be used.
     """
     plan = planner.make(project, targets)
+    latencies.require(project, plan.exports, device)
     store = store or default_store()
     heard = _Heard(on_event)
     with session(store, plan.tasks):  # Until the artifacts are published, nobody collects them.

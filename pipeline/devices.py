@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
@@ -118,7 +119,8 @@ def look(names: Iterable[str], devices: Mapping[str, Device]) -> dict[str, Devic
         try:
             device = named(name, devices)
             with closing(registry.link_to(device.address)) as link:
-                return facts.probe(link, **({"python": device.python} if device.python else {}))
+                python = device.python or (sys.executable if device.address == LOCAL else "python3")
+                return facts.probe(link, python=python)
         except (ConfigError, DeviceError) as e:
             return e
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -27,6 +27,17 @@ from edgebuild.targets.registry import TARGETS
 _COMPILED: Final = "model_edgetpu.tflite"
 
 
+def require(project: Project, targets: Iterable[str], device: str) -> None:
+    """Refuse devices and baselines that are not there, before anything is built for them.
+
+    Raises:
+        ConfigError: there is no such device, or no such baseline.
+    """
+    for name in targets:
+        _device(project, name, device)
+    _baseline(project)
+
+
 def taken(
     project: Project,
     plan: Plan,
@@ -35,11 +46,7 @@ def taken(
     device: str,
     on_latency: Callable[[str, int, int], None],
 ) -> Mapping[str, Timed]:
-    """Of every version of every target, by the key of its figures; `device` stands in for what targets say.
-
-    Raises:
-        ConfigError: there is no such device, or no such baseline.
-    """
+    """Of every version of every target, by the key of its figures; `device` stands in for what targets say."""
     found: dict[str, Timed] = {}
     for name, export in plan.exports.items():
         where = _device(project, name, device)
