@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import secrets
 import shlex
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 from edgebuild.device_tests.environment import PACKAGES
 from edgebuild.device_tests.errors import DeviceError
@@ -23,6 +25,8 @@ from edgebuild.device_tests.transport import (
     too_slow,
 )
 
+_Answer = TypeVar("_Answer")
+
 _LOOK_S: Final = 30.0
 _SIGNALS: Final = 128  # A shell adds it to the number of the signal that ended a program.
 _LOOK: Final = """\
@@ -35,7 +39,7 @@ cat /proc/cpuinfo
 _RUN: Final = """\
 {packages}
 exec env -i PATH="$PATH" HOME="$HOME" ${{LD_LIBRARY_PATH:+LD_LIBRARY_PATH="$LD_LIBRARY_PATH"}} OMP_NUM_THREADS=1 \
-PYTHONDONTWRITEBYTECODE=1 ${{packages:+PYTHONPATH="$packages"}} {python} runner.py {argument}
+PYTHONDONTWRITEBYTECODE=1 ${{packages:+PYTHONPATH="$packages"}} {python} {script} {argument}
 """
 
 
@@ -70,20 +74,20 @@ class RemoteTransport:
         self._stay.ready(files, timeout_s)
         argument = request.argument(model=digest, nonce=nonce, inputs=inputs)
         ended = self._stay.run(running(shlex.quote(self._python), argument), timeout_s)
-        return sample_in(ended, model, timeout_s, nonce=nonce, digest=digest)
+        return answer_in(ended, model, timeout_s, partial(read_sample, nonce=nonce, model_sha256=digest))
 
     def close(self) -> None:
         """Leave nothing there."""
         self._stay.close()
 
 
-def running(program: str, argument: str) -> str:
-    """The script that becomes the runner, with its argument, under this program: in the shell's words, a Python."""
-    return _RUN.format(packages=PACKAGES, python=program, argument=shlex.quote(argument))
+def running(program: str, argument: str, *, script: str = "runner.py") -> str:
+    """The shell's way to a script in our folder, with its argument; `program` is a Python in the shell's words."""
+    return _RUN.format(packages=PACKAGES, python=program, script=script, argument=shlex.quote(argument))
 
 
-def sample_in(ended: Ended, model: Path, timeout_s: float, *, nonce: str, digest: str) -> ProcessSample:
-    """The sample that a runner's script ended with.
+def answer_in(ended: Ended, model: Path, timeout_s: float, read: Callable[[str, str], _Answer]) -> _Answer:
+    """What `read` finds in the output and the complaints of a program that ran a model.
 
     Raises:
         DeviceError: it was too slow, crashed, or its answer proves nothing.
@@ -91,7 +95,7 @@ def sample_in(ended: Ended, model: Path, timeout_s: float, *, nonce: str, digest
     if ended.timed_out:
         raise too_slow(model, timeout_s)
     try:
-        return read_sample(ended.stdout, ended.stderr, nonce=nonce, model_sha256=digest)
+        return read(ended.stdout, ended.stderr)
     except DeviceError as e:
         if ended.code > _SIGNALS:
             raise crashed(ended.code - _SIGNALS, model, e.cause) from e

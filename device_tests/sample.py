@@ -109,7 +109,16 @@ class ProcessSample:
 
 
 def read_sample(stdout: str, stderr: str, *, nonce: str, model_sha256: str) -> ProcessSample:
-    """The sample in a runner's output: one result line of parsable JSON with our nonce and our model's digest.
+    """The sample in a runner's output.
+
+    Raises:
+        DeviceError: as `read_report`; or the report is no sample.
+    """
+    return _sample(read_report(stdout, stderr, nonce=nonce, model_sha256=model_sha256))
+
+
+def read_report(stdout: str, stderr: str, *, nonce: str, model_sha256: str) -> dict[str, Any]:
+    """The report in a program's output: one result line of parsable JSON with our nonce and our model's digest.
 
     Nothing else is a success, least of all an exit code: `adb shell` gives 0 for a daemon that died half-way.
 
@@ -129,7 +138,7 @@ def read_sample(stdout: str, stderr: str, *, nonce: str, model_sha256: str) -> P
     report = _parsed(lines[0][len(RESULT) :])
     _check(report, "nonce", nonce, "the answer belongs to another run")
     _check(report, "model_sha256", model_sha256, "the device ran another file: a broken transfer, or an old copy")
-    return _sample(report)
+    return report
 
 
 def _parsed(text: str) -> dict[str, Any]:

@@ -44,7 +44,7 @@ def rewrite(path: Path, change: Callable[[Any], None]) -> None:
 def test_a_build_is_what_its_manifest_says(digits: Build, run: Run) -> None:
     ended = run("verify", "build", cwd=digits.folder)
     assert ended.code == 0, ended.stderr
-    assert ended.stdout == "build: 11 files match the manifest\n"
+    assert ended.stdout == "build: 14 files match the manifest\n"
     assert ended.stderr == ""
 
 
