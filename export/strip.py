@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
@@ -81,6 +81,18 @@ def with_names_of(stripped: Flatbuffer, named: Flatbuffer) -> Flatbuffer:
         subgraphs=graphs,
         inputs=_ends(stripped.inputs, graphs[0]),
         outputs=_ends(stripped.outputs, graphs[0]),
+    )
+
+
+def with_names(stripped: Flatbuffer, names: Sequence[str]) -> Flatbuffer:
+    """The stripped model's record with names of its main subgraph's tensors, in their order."""
+    tensors = tuple(replace(tensor, name=name) for tensor, name in zip(stripped.main.tensors, names, strict=False))
+    main = replace(stripped.main, tensors=(*tensors, *stripped.main.tensors[len(tensors) :]))
+    return replace(
+        stripped,
+        subgraphs=(main, *stripped.subgraphs[1:]),
+        inputs=_ends(stripped.inputs, main),
+        outputs=_ends(stripped.outputs, main),
     )
 
 

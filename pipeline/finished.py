@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from edgebuild.export import flatbuffer
+from edgebuild.export import flatbuffer, strip
 from edgebuild.export.flatbuffer import Flatbuffer
 from edgebuild.pipeline import report as reports
 from edgebuild.pipeline.errors import ConfigError
@@ -44,7 +44,7 @@ class Finished:
         return self.report.targets[name]
 
     def artifact(self, name: str) -> Flatbuffer:
-        """The target's flatbuffer, still the one that the report describes.
+        """The target's flatbuffer, still the one that the report describes, with the names it had in the build.
 
         Raises:
             ConfigError: it is not there, or is another file.
@@ -61,7 +61,8 @@ class Finished:
                 cause="it was replaced after the build",
                 action="build again",
             )
-        return flatbuffer.read(data)
+        found = flatbuffer.read(data)
+        return strip.with_names(found, target.firmware.tensors) if target.firmware else found
 
 
 def is_build(path: Path) -> bool:

@@ -22,6 +22,7 @@ class FirmwareReport:
     runtime: what ran the model, before an Ethos-U's compiler: TFLM, or tflite-runtime where its wheel is not here.
     difference: how far TFLM's outputs lie from tflite-runtime's. lut: weights in tables, where that was asked for.
     ethos_u: what Vela estimates, where the board has an Ethos-U. emulation: a run on an emulated core, if any.
+    tensors: names of the main subgraph's tensors in their order, which the file no longer has.
     """
 
     runtime: RuntimeName
@@ -29,6 +30,7 @@ class FirmwareReport:
     lut: Lut | None
     ethos_u: EthosU | None
     emulation: Emulation | None
+    tensors: tuple[str, ...] = ()
 
 
 def of(figures: Mapping[str, Any], verified: Mapping[str, Any], emulated: Mapping[str, Any] | None) -> FirmwareReport:
@@ -41,6 +43,7 @@ def of(figures: Mapping[str, Any], verified: Mapping[str, Any], emulated: Mappin
         "lut": figures.get("lut"),
         "ethos_u": figures.get("ethos_u"),
         "emulation": emulated,
+        "tensors": figures.get("tensors", ()),
     }
     return TypeAdapter(FirmwareReport).validate_python(raw)
 

@@ -116,6 +116,15 @@ def test_what_no_interpreter_reads_is_stripped_and_ends_keep_their_names(package
     package = packages["kws"] / "mcu"
     assert b"conv2d" not in (package / "model.tflite").read_bytes()
     assert '"input_1"' in (package / "model_settings.h").read_text()
+    assert any("conv2d" in name for name in report(packages["kws"])["firmware"]["tensors"])
+
+
+def test_explain_goes_by_the_names_that_the_file_no_longer_has(
+    packages: dict[str, Path], run: Callable[..., Ended]
+) -> None:
+    shown = run("explain", "mcu", cwd=packages["kws"].parent)
+    assert shown.code == 0
+    assert "conv2d" in shown.stdout
 
 
 def source(layer: Any, folder: Path) -> Path:

@@ -87,6 +87,8 @@ def _write_figures(parameters: TargetParameters, inputs: Mapping[str, Path], out
     if "compiled" in inputs:
         raw = _read(inputs["compiled"] / "compiled.json")
         found |= {kind: raw[kind] for kind in ("ethos_u", "lut") if kind in raw}
+    if (inputs["artifact"] / NAMED).exists():
+        found |= {"tensors": [tensor.name for tensor in artifact.flatbuffer.main.tensors]}
     if artifact.compiled is not None:
         found |= {"compiled_bytes": _compiled_bytes(artifact.compiled, found.get("lut"))}
     write_json(out / "figures.json", found)
