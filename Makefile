@@ -73,7 +73,7 @@ $(GPU)/.ready: $(READY)
 # Python is the last that tflite-runtime has wheels for.
 $(ARM)/.ready:
 	apt-get --quiet=2 update
-	apt-get --quiet=2 --yes install debootstrap openssh-client openssh-server qemu-user-static
+	apt-get --quiet=2 --yes --no-install-recommends install debootstrap openssh-client openssh-server qemu-user-static
 	rm -rf $(ARM) && mkdir -p $(ARM)
 	debootstrap --foreign --arch=arm64 --variant=minbase --include=python3 bookworm $(ARM)/root \
 		$$(apt-get indextargets --format '$$(REPO_URI)' | head -n 1) >$(ARM)/log || { tail $(ARM)/log; exit 1; }

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -18,9 +19,9 @@ from edgebuild.device_tests.link import last_words, refused
 
 # A folder that is kept must hold the same tomorrow. ref: https://peps.python.org/pep-0440/, version scheme
 _PINNED: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9.!+_-]+")
-# Runtimes that are compiled for numpy 2 run on 1.26, too, and older ones on no other; Python 3.13 has only 2.
+# Old runtimes are compiled for numpy 1 and don't say so: some fail only when they run a model. New ones run on 1.26,
+# too, but Python 3.13 has none of that.
 _NUMPY: Final = ("numpy<2", "numpy")
-_IMPORT_S: Final = 120.0
 _DIGITS: Final = 16
 
 
@@ -63,37 +64,31 @@ def _keep(made: Path, target: Path) -> None:
 
 
 def _made(requirement: str, folder: Path, wheels: Path | None) -> Path:
-    """A folder in which the runtime was imported, with the first numpy that it takes."""
-    failure = DeviceError(f"{requirement} can't be had")
-    for number, numpy in enumerate(_NUMPY):
-        target = folder / str(number)
-        try:
-            _install((requirement, numpy), target, wheels)
+    target = folder / "packages"
+    for numpy in _NUMPY:
+        done = _pip((requirement, numpy), target, wheels)
+        if done.returncode == 0:
             _require_runtime(requirement, target)
-        except DeviceError as e:
-            failure = e
-        else:
             return target
-    raise failure
+    raise DeviceError(
+        f"{requirement} can't be had for Python {sys.version_info.major}.{sys.version_info.minor}",
+        cause=last_words("\n".join(line for line in done.stderr.splitlines() if not line.startswith("WARNING"))),
+        action=f"put its wheels and those that it needs into {wheels}" if wheels else "give a folder of wheels",
+    )
 
 
-def _install(wanted: tuple[str, ...], target: Path, wheels: Path | None) -> None:
+def _pip(wanted: Sequence[str], target: Path, wheels: Path | None) -> subprocess.CompletedProcess[str]:
     source = ["--no-index", "--find-links", str(wheels)] if wheels else []
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *source]
-    command += ["--only-binary=:all:", f"--target={target}", *wanted]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise DeviceError(
-            f"{wanted[0]} can't be had for Python {sys.version_info.major}.{sys.version_info.minor}",
-            cause=last_words("\n".join(line for line in done.stderr.splitlines() if not line.startswith("WARNING"))),
-            action=f"put its wheels and those that it needs into {wheels}" if wheels else "give a folder of wheels",
-        )
+    # Compiled is what is imported, at its first import: all of numpy takes longer than its download.
+    command += ["--only-binary=:all:", "--no-compile", f"--target={target}", *wanted]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 def _require_runtime(requirement: str, target: Path) -> None:
     command = [sys.executable, "-S", "-c", SAY_RUNTIME]
-    variables = {**os.environ, "PYTHONPATH": str(target)}
-    done = subprocess.run(command, env=variables, capture_output=True, text=True, check=False, timeout=_IMPORT_S)
+    variables = {**os.environ, "PYTHONPATH": str(target), "PYTHONDONTWRITEBYTECODE": ""}
+    done = subprocess.run(command, env=variables, capture_output=True, text=True, check=False)
     if not done.stdout.strip():
         raise DeviceError(
             f"{requirement} brings no runtime that can be imported",

@@ -26,6 +26,10 @@ from edgebuild.pipeline.cli_options import CONFIG, add, share
 @click.option(
     "--processes", type=click.IntRange(min=1), default=6, show_default=True, help="Fresh processes to measure in."
 )
+@click.option("--instructions", is_flag=True, help="Count instructions instead, by callgrind, whatever else runs.")
+@click.option("--operators", is_flag=True, help="A table of time by operator instead.")
+@click.option("--runtimes", default="", metavar="A==1,B==2", help="Run it here on each of these, and compare.")
+@click.option("--wheels", type=click.Path(path_type=Path), help="A folder of wheels for --runtimes, without an index.")
 @click.option("--threads", type=click.IntRange(min=1), help="[default: the device's own, else 1]")
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 def profile(model: Path, **options: Any) -> int:

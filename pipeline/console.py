@@ -353,7 +353,9 @@ def show_profile(name: str, profile: ModelProfile) -> None:
     out.print(
         f"{latency.runs} runs in {latency.processes} processes, {latency.threads} thread, {safe(latency.runtime)}"
     )
-    out.print(f"on {safe(latency.device)}; first inference {latency.first_us / 1e3:.3f} ms", soft_wrap=True)
+    out.print(
+        f"{latency.evidence} on {safe(latency.device)}; first inference {latency.first_us / 1e3:.3f} ms", soft_wrap=True
+    )
     for note in latency.notes:
         out.print(f"[yellow]{safe(note)}[/]", soft_wrap=True)
 
@@ -403,7 +405,9 @@ def _cells(name: str, target: TargetReport) -> tuple[str, ...]:
         "-" if metric.drop is None else f"{metric.drop:+.2g}",
         f"{mapped(placement, target.cut)}{_MARKS[placement.evidence]}",
         _count(target.memory.arena_bytes),
-        f"{target.latency.median_us / 1e3:.3g}" if isinstance(target.latency, Latency) else "-",
+        f"{target.latency.median_us / 1e3:.3g}{_MARKS[target.latency.evidence]}"
+        if isinstance(target.latency, Latency)
+        else "-",
         f"{passed}/{len(target.gates)}",
     )
 

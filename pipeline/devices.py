@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import closing
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +20,11 @@ from edgebuild.pipeline.errors import ConfigError
 if TYPE_CHECKING:
     from edgebuild.calibration.errors import Failure
     from edgebuild.device_tests.facts import DeviceFacts
+    from edgebuild.device_tests.instructions import Instructions
+    from edgebuild.device_tests.outputs import DeviceAgreement
+    from edgebuild.device_tests.per_operator import OperatorTable
+    from edgebuild.device_tests.runtimes import RuntimeReport
+    from edgebuild.device_tests.stay import Stay
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,6 +114,81 @@ def compare(
             on_block=lambda done, _: hear(device.address, done, done),
         )
     return Versus(comparison=found, gate=versus.against(found, max_regression))
+
+
+def instructions(model: Path, device: Device, *, hear: Callable[[str, int, int], None]) -> Instructions:
+    """Count the instructions of one inference there, by callgrind.
+
+    Raises:
+        ModelError: the file can't be read.
+        DeviceError: the device can't be reached, has no valgrind, or can't run the model.
+    """
+    from edgebuild.device_tests import instructions as counting
+
+    with _stay(device) as stay:
+        return counting.count(
+            stay,
+            model,
+            python=device.python,
+            delegate=device.delegate,
+            on_process=lambda done: hear(device.address, done, done),
+        )
+
+
+def operators(model: Path, device: Device, *, hear: Callable[[str, int, int], None]) -> OperatorTable:
+    """What each operator takes there: by the runtime's own profiler where we know it, else by its beginnings.
+
+    Raises:
+        ModelError: the file can't be read.
+        DeviceError: the device can't be reached, or can't run the model.
+    """
+    from edgebuild.device_tests.by_operator import by_operator
+
+    with _stay(device) as stay:
+        return by_operator(
+            stay,
+            model,
+            python=device.python,
+            delegate=device.delegate,
+            on_process=lambda done, total: hear(device.address, done, total),
+        )
+
+
+def runtimes(
+    model: Path, requirements: Sequence[str], *, wheels: Path | None, hear: Callable[[str, int, int], None]
+) -> tuple[RuntimeReport, ...]:
+    """Run a model on several versions of runtimes on this machine, each from an environment of its own.
+
+    Raises:
+        ModelError: the file can't be read.
+    """
+    from edgebuild.device_tests.runtimes import sentinel
+
+    return sentinel(model, requirements, wheels=wheels, hear=hear)
+
+
+def outputs(model: Path, device: Device) -> DeviceAgreement:
+    """Hold a device's outputs for made-up samples to those of this machine.
+
+    Raises:
+        ModelError: the file can't be read.
+        DeviceError: the device can't be reached, can't run the model, or computes wrong.
+    """
+    from edgebuild.device_tests import outputs as comparison
+
+    samples = comparison.made_up(comparison.read(model))
+    with registry.opened(device.address, python=device.python) as transport:
+        found = comparison.check(transport, model, request(device), samples)
+    comparison.require(found, device.address)
+    return found
+
+
+@contextmanager
+def _stay(device: Device) -> Iterator[Stay]:
+    from edgebuild.device_tests.stay import Stay
+
+    with closing(Stay(registry.link_to(device.address))) as stay:
+        yield stay
 
 
 def look(names: Iterable[str], devices: Mapping[str, Device]) -> dict[str, DeviceFacts | Failure]:

@@ -338,6 +338,16 @@ def test_standard_library_is_not_hidden_by_our_modules(tmp_path: Path, model: Pa
     assert "edgebuild" not in run_fake(tmp_path, model, REPORT + script + SAY).runtime
 
 
+def test_a_run_makes_no_folder_and_sees_nothing_of_the_one_we_are_in(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "nowhere"))  # What we make outlives us where we are killed.
+    (tmp_path / "profile.py").write_text("raise ImportError('hidden')", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    script = "import profile\nreport['runtime'] = repr((sys.argv[0], len(sys.argv)))\n"
+    assert run_fake(tmp_path, model, REPORT + script + SAY).runtime == repr((str(tmp_path / "fake_runner.py"), 2))
+
+
 def test_local_fingerprint_is_stable_and_says_what_it_is() -> None:
     transport = LocalTransport()
     assert str(transport.fingerprint()) == str(transport.fingerprint())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -78,8 +79,9 @@ def test_a_model_is_held_to_another_by_processes_of_both(digits: Build, run: Run
     ended = run("profile", model, "--baseline", model, "--max-regression", "900%", "--json", cwd=digits.folder)
     found = json.loads(ended.stdout)
     assert (found["gate"], ended.code) in {("pass", 0), ("inconclusive", 8)}  # The latter on a busy machine alone.
-    assert (found["gate"] == "pass") == (not found["doubts"])
-    assert len(found["a_us"]) == len(found["b_us"]) >= 9
+    comparison = found["comparison"]
+    assert (found["gate"] == "pass") == (not comparison["doubts"])
+    assert len(comparison["a_us"]) == len(comparison["b_us"]) >= 9
 
 
 @pytest.mark.parametrize("share", ["5", "0", "-5%", "five", "nan"])
@@ -125,3 +127,16 @@ def test_what_is_not_there_is_refused(setting: str, told: str, digits: Build, ru
     assert ended.code == 2
     assert told in ended.stderr
     assert " + " not in ended.stderr, "before anything ran"
+
+
+def test_a_runtime_that_can_not_be_had_is_told_in_its_row(digits: Build, run: Run) -> None:
+    ended = run("profile", "build/cpu/model.tflite", "--runtimes", "tflite-runtime", cwd=digits.folder)
+    assert ended.code == 8
+    assert "tflite-runtime" in ended.stdout
+
+
+@pytest.mark.skipif(shutil.which("valgrind") is None, reason="no valgrind here: apt-get install valgrind")
+def test_instructions_are_counted_whatever_else_runs(digits: Build, run: Run) -> None:
+    ended = run("profile", "build/cpu/model.tflite", "--instructions", "--json", cwd=digits.folder)
+    assert ended.code == 0, ended.stderr
+    assert json.loads(ended.stdout)["per_inference"] > 10_000

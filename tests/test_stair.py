@@ -21,6 +21,7 @@ DOORS = {  # The files that may import a package that crashes, leaks or changes 
         "export/flatbuffer.py",
         "export/object_tree.py",
         "export/surgery.py",
+        "device_tests/litert_profiler.py",
         "device_tests/runner.py",
         "targets/gpu/probe.py",
     },
