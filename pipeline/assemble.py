@@ -190,7 +190,7 @@ def _target(
     judged = gates.judge(
         export.precision,
         settings,
-        project.config.gates,
+        project.config.gates if timed.is_asked else project.config.gates.model_copy(update={"latency": None}),
         size_bytes=shipped(figures["size_bytes"], cut),
         agreement=agreement,
         metric=metric,

@@ -7,12 +7,12 @@ from typing import Final
 
 from edgebuild.pipeline.errors import ConfigError
 from edgebuild.pipeline.report import from_json
-from edgebuild.pipeline.target_settings import Tflm
+from edgebuild.pipeline.target_settings import TflmSettings
 
 _NAME_ONE: Final = "name the report.json of a build that ran this target in QEMU on the same machine"
 
 
-def instructions(tflm: Tflm | None, folder: Path, name: str) -> int | None:
+def instructions(tflm: TflmSettings | None, folder: Path, name: str) -> int | None:
     """Instructions of an inference in the report that `tflm.baseline` names; None where it names none.
 
     Raises:

@@ -15,7 +15,7 @@ from edgebuild.export.formats import IoType, Precision
 from edgebuild.pipeline import baseline, stages
 from edgebuild.pipeline.errors import ConfigError
 from edgebuild.pipeline.plan import Version
-from edgebuild.pipeline.target_settings import NpuSettings, TargetSettings, Tflm
+from edgebuild.pipeline.target_settings import NpuSettings, TargetSettings, TflmSettings
 from edgebuild.pipeline.task import Source
 from edgebuild.pipeline.user_code import source_at
 from edgebuild.targets.edgetpu import compiler as edgetpu_compiler
@@ -26,6 +26,7 @@ from edgebuild.targets.gpu import target as gpu
 from edgebuild.targets.microcontroller import target as microcontroller
 
 Keys: TypeAlias = Mapping[str, str]
+EVERY_VERSION: Final = (microcontroller.NAME,)  # Whose ledger counts what the compiler makes of each step.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,7 +96,7 @@ def _tools() -> tuple[str, ...]:
     return found.compiler, found.qemu
 
 
-def _library(tflm: Tflm, folder: Path) -> dict[str, Source]:
+def _library(tflm: TflmSettings, folder: Path) -> dict[str, Source]:
     library = folder / Path(tflm.library).expanduser()
     if not library.is_file():
         raise _absent("library", library, "the libtensorflow-microlite.a that TFLM's Makefile made for the core")
@@ -189,6 +190,3 @@ def _vela(wanted: Wanted, npu: NpuSettings, version: Version) -> str:
     sources = {"config": source_at(Path(known.config))} if npu.config else {}
     title = f"compile {wanted.name} {version.title} for {npu.accelerator}"
     return wanted.add("vela", title, {"artifact": version.artifact}, parameters, sources)
-
-
-EVERY_VERSION: Final = (microcontroller.NAME,)  # Whose ledger counts what the compiler makes of each step.

@@ -16,7 +16,7 @@ from edgebuild.pipeline.errors import GATE_EXIT_CODES, INCONCLUSIVE_LATENCY, OK
 from edgebuild.pipeline.firmware_report import FirmwareReport, npu_figures
 from edgebuild.pipeline.report import GateResult, MetricFigure, NoAgreement, NoLatency, Verdict
 from edgebuild.pipeline.settings import Gates
-from edgebuild.pipeline.target_settings import TargetSettings, Tflm, least
+from edgebuild.pipeline.target_settings import TargetSettings, TflmSettings, least
 from edgebuild.targets.evidence import Figure
 from edgebuild.targets.placement import Placement
 from edgebuild.targets.target import Memory
@@ -161,7 +161,7 @@ def _npu(settings: TargetSettings, firmware: FirmwareReport | None) -> Iterator[
     yield from (_at_most(name, kind, limit, value, note) for name, kind, limit, value in limits if limit is not None)
 
 
-def _emulated(tflm: Tflm | None, firmware: FirmwareReport | None, baseline: int | None) -> Iterator[GateResult]:
+def _emulated(tflm: TflmSettings | None, firmware: FirmwareReport | None, baseline: int | None) -> Iterator[GateResult]:
     """The arena that an emulated core needs, and the instructions of an inference there, which repeat to the last."""
     run = firmware.emulation if firmware else None
     if tflm is None or run is None:

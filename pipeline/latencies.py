@@ -51,7 +51,8 @@ def taken(
     for name, export in plan.exports.items():
         where = _device(project, name, device)
         if where is None:
-            none = Timed(latency=NoLatency(note=f"no device is named for {name}, and this machine is none"))
+            why = NoLatency(note=f"no device is named for {name}, and this machine is none")
+            none = Timed(latency=why, is_asked=False)
             found |= {version.figures: none for version in export.versions}
         else:
             found |= _on(where, project, name, export, outcome, previous, on_latency)

@@ -76,10 +76,14 @@ class NoLatency:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timed:
-    """An artifact's latency, or why there is none, and that beside a baseline's, where one is named."""
+    """An artifact's latency, or why there is none, and that beside a baseline's, where one is named.
+
+    `is_asked` is whether there is a device to measure on: where nobody names one, no gate for all targets is meant.
+    """
 
     latency: Latency | NoLatency
     against: Comparison | NoLatency | None = None
+    is_asked: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

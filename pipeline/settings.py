@@ -19,7 +19,15 @@ from pydantic import (
 from edgebuild.pipeline.compress.settings import Cluster, Finetune, Prune, Qat, Step
 from edgebuild.pipeline.device_settings import Device
 from edgebuild.pipeline.record import Record, or_a
-from edgebuild.pipeline.target_settings import Board, NpuSettings, Positive, TargetSettings, Tflm, nearest, refusals
+from edgebuild.pipeline.target_settings import (
+    Board,
+    NpuSettings,
+    Positive,
+    TargetSettings,
+    TflmSettings,
+    nearest,
+    refusals,
+)
 from edgebuild.targets.registry import TARGETS
 
 METRICS: Final = ("top1", "top5", "auc", "mse", "mae")
@@ -227,7 +235,7 @@ RECORDS: Final[dict[str, type[BaseModel]]] = {
     "targets": TargetSettings,
     "board": Board,
     "npu": NpuSettings,
-    "tflm": Tflm,
+    "tflm": TflmSettings,
     "gates": Gates,
     "latency": LatencyGate,
     "limits": StageLimits,

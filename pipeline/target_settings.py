@@ -65,7 +65,7 @@ class Board(Record):
     npu: NpuSettings | None = None
 
 
-class Tflm(Record):
+class TflmSettings(Record):
     """A TFLite Micro that the user built, to run the package on an emulated core, and limits on its instructions."""
 
     library: str = Field(description="libtensorflow-microlite.a, as TFLM's own Makefile makes it")
@@ -82,7 +82,7 @@ class Tflm(Record):
     )
 
     @model_validator(mode="after")
-    def _growth_is_of_a_baseline(self) -> Tflm:
+    def _growth_is_of_a_baseline(self) -> TflmSettings:
         if self.max_growth is not None and self.baseline is None:
             raise ValueError("max_growth: of which baseline? Name the report.json of an earlier build as baseline")
         return self
@@ -162,7 +162,9 @@ class TargetSettings(Record):
     lut: Literal["none", "auto"] = Field(
         default="none", description="mcu only: weights as indices into tables, where that saves flash in the end"
     )
-    tflm: Tflm | None = Field(default=None, description="mcu only: run the package in QEMU with a TFLM of one's own")
+    tflm: TflmSettings | None = Field(
+        default=None, description="mcu only: run the package in QEMU with a TFLM of one's own"
+    )
     max_cycles: Annotated[int, Field(gt=0)] | None = Field(
         default=None, description="mcu only: of one inference, as Vela estimates them for an Ethos-U"
     )

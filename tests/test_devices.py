@@ -103,6 +103,13 @@ def test_a_build_measures_on_the_device_that_it_is_told(digits: Build, run: Run,
     assert found["against"]["margin"] == 9
 
 
+def test_a_gate_for_all_targets_is_meant_where_there_is_a_device(digits: Build, run: Run, tmp_path: Path) -> None:
+    ended = run("-o", tmp_path / "out", "--set", "gates.latency={max_ms: 10000}", "--json", cwd=digits.folder)
+    assert ended.code == 0, ended.stderr
+    gated = {name: [gate["name"] for gate in t["gates"]] for name, t in ended.report["targets"].items()}
+    assert {name for name, gates in gated.items() if "max_ms" in gates} == {"cpu"}
+
+
 def test_a_device_that_is_away_leaves_the_build_whole_and_its_gate_open(
     digits: Build, run: Run, tmp_path: Path
 ) -> None:

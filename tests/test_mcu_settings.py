@@ -14,7 +14,7 @@ from conftest import Build
 from edgebuild.pipeline import baseline, config, finishing, planner
 from edgebuild.pipeline.errors import ConfigError
 from edgebuild.pipeline.plan import Plan
-from edgebuild.pipeline.target_settings import Tflm
+from edgebuild.pipeline.target_settings import TflmSettings
 
 NPU = {"accelerator": "ethos-u55-128", "system_config": "Ethos_U55_High_End_Embedded", "memory_mode": "Shared_Sram"}
 OWN: dict[str, Any] = {"flash_kib": 512, "ram_kib": 128}
@@ -121,7 +121,7 @@ def test_ram_core_and_margin_enter_the_key_of_tables(folder: Path) -> None:
 
 
 def test_a_baseline_without_the_figure_is_refused(kws: Build, tmp_path: Path) -> None:
-    tflm = Tflm(library="lib.a", include=("tflm",), baseline=str(kws.out / "report.json"))
+    tflm = TflmSettings(library="lib.a", include=("tflm",), baseline=str(kws.out / "report.json"))
     with pytest.raises(ConfigError, match="holds no instructions of mcu"):
         baseline.instructions(tflm, tmp_path, "mcu")
 
@@ -147,6 +147,6 @@ def test_a_baseline_of_the_same_machine_gives_its_instructions(kws: Build, tmp_p
     }
     (tmp_path / "report.json").write_text(json.dumps(raw))
     settings: dict[str, Any] = {"library": "lib.a", "include": ("tflm",), "baseline": "report.json"}
-    assert baseline.instructions(Tflm(**settings), tmp_path, "mcu") == 7_700_000
+    assert baseline.instructions(TflmSettings(**settings), tmp_path, "mcu") == 7_700_000
     with pytest.raises(ConfigError, match="counted on mps2-an386, not on mps2-an500"):
-        baseline.instructions(Tflm(**settings, machine="mps2-an500"), tmp_path, "mcu")
+        baseline.instructions(TflmSettings(**settings, machine="mps2-an500"), tmp_path, "mcu")
