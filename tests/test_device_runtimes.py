@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 import zipfile
 from dataclasses import replace
@@ -36,7 +35,9 @@ class Interpreter:
         raise RuntimeError("out of order")
 """
 
-pytestmark = pytest.mark.skipif(importlib.util.find_spec("pip") is None, reason="this Python has no pip")
+# Looking for its module would import setuptools.
+HAS_PIP: Final = any(metadata.distributions(name="pip"))
+pytestmark = pytest.mark.skipif(not HAS_PIP, reason="this Python has no pip")
 
 
 @pytest.fixture(scope="session")
