@@ -30,6 +30,7 @@ from edgebuild.pipeline.report import (
     CompressionReport,
     Entry,
     FailureReport,
+    GateResult,
     InputReport,
     KernelReport,
     MeasuredAgreement,
@@ -173,36 +174,15 @@ def _target(
     packaged = outcome.results[export.packaged]
     raw = _read(packaged / "figures.json")
     verified = _read(outcome.results[export.verified] / "verify.json")
-    figures = {figure: Figure(**raw[figure]) for figure in _FIGURES}
     evidence: Evidence = "measured" if TARGETS[name].HOST_RUNS else "simulated"
-    agreement = _agreement(verified["agreement"], plan.evaluated_on, evidence)
-    metric = _metric(project.config.metric, verified, name, export.precision)
     cut = _cut(raw.get("cut"))
     placement = _without_joints(placement_from_plain(raw["placement"]), cut)
     firmware = _firmware(name, raw, verified, export, outcome)
     memory = memory_from_plain(raw["memory"])
-    if firmware is not None:
-        memory = firmware_report.refined(memory, firmware)
     timed = latencies[export.packaged]
-    latency = timed.latency
-    run = _gpu_run(raw.get("gpu_run"))
-    settings = project.config.targets.get(name, TargetSettings())
-    judged = gates.judge(
-        export.precision,
-        settings,
-        project.config.gates if timed.is_asked else project.config.gates.model_copy(update={"latency": None}),
-        size_bytes=shipped(figures["size_bytes"], cut),
-        agreement=agreement,
-        metric=metric,
-        placement=placement,
-        memory=memory,
-        latency=latency,
-        against=timed.against,
-        firmware=firmware,
-        baseline=baseline.instructions(settings.tflm, project.folder, name),
-    )
     fix = _fix(name, export.versions[-1], outcome, cut, packaged / "files")
-    return TargetReport(
+    run = _gpu_run(raw.get("gpu_run"))
+    built = TargetReport(
         artifact=f"{name}/model.tflite",
         files=tuple(f"{name}/{file.name}" for file in sorted((packaged / "files").iterdir())),
         sha256=digest_file(packaged / "files" / "model.tflite"),
@@ -210,19 +190,14 @@ def _target(
         io=export.io,
         route=raw["route"],
         calibration_samples=raw["calibration_samples"],
-        notes=(
-            *raw["notes"],
-            *placing.run_line(run),
-            *([fix.doubt] if fix and fix.doubt else []),
-            *(f"{finding.what}: {finding.action}" for finding in placement.findings),
-        ),
-        **figures,
-        agreement=agreement,
-        metric=metric,
+        notes=(*raw["notes"], *_doubts(run, fix, placement)),
+        **{figure: Figure(**raw[figure]) for figure in _FIGURES},
+        agreement=_agreement(verified["agreement"], plan.evaluated_on, evidence),
+        metric=_metric(project.config.metric, verified, name, export.precision),
         placement=placement,
-        memory=memory,
-        latency=latency,
-        gates=judged,
+        memory=memory if firmware is None else firmware_report.refined(memory, firmware),
+        latency=timed.latency,
+        gates=(),
         ledger=tuple(_entry(project, name, export, version, outcome, latencies) for version in export.versions)
         if plan.steps
         else (),
@@ -231,6 +206,33 @@ def _target(
         gpu_run=run,
         firmware=firmware,
         against=timed.against,
+    )
+    return replace(built, gates=_judged(project, name, built, has_device=timed.is_asked))
+
+
+def _doubts(run: GpuRun | None, fix: Fix | None, placement: Placement) -> Iterator[str]:
+    yield from placing.run_line(run)
+    if fix is not None and fix.doubt:
+        yield fix.doubt
+    yield from (f"{finding.what}: {finding.action}" for finding in placement.findings)
+
+
+def _judged(project: Project, name: str, built: TargetReport, *, has_device: bool) -> tuple[GateResult, ...]:
+    config = project.config
+    settings = config.targets.get(name, TargetSettings())
+    return gates.judge(
+        built.precision,
+        settings,
+        config.gates if has_device else config.gates.model_copy(update={"latency": None}),
+        size_bytes=shipped(built.size_bytes, built.cut),
+        agreement=built.agreement,
+        metric=built.metric,
+        placement=built.placement,
+        memory=built.memory,
+        latency=built.latency,
+        against=built.against,
+        firmware=built.firmware,
+        baseline=baseline.instructions(settings.tflm, project.folder, name),
     )
 
 

@@ -15,11 +15,11 @@ import numpy as np
 import projects
 import pytest
 from arm_root import PLACE, arm_device, missing
+from device_samples import DEVICE, SAMPLE, TIGHT
 from flatbuffers_made import chain
 from numpy.typing import NDArray
 from projects import Arrays
 from ssh_server import SshServer, ssh_server
-from test_device_latency import DEVICE, SAMPLE, TIGHT
 from tflite_runtime.interpreter import Interpreter, OpResolverType
 
 from edgebuild.device_tests import outputs, versus

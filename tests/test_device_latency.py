@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import median
 
 import pytest
+from device_samples import DEVICE, SAMPLE, TIGHT
 
 from edgebuild.device_tests.condition import doubts
 from edgebuild.device_tests.errors import DeviceError
@@ -20,28 +21,6 @@ from edgebuild.device_tests.transport import DeviceFingerprint, RunRequest
 from edgebuild.export.errors import ModelError
 
 FIXTURES = Path(__file__).parents[2] / "shared" / "fixtures"
-DEVICE = DeviceFingerprint(machine="aarch64", cpu_model="Test Board", cores=4)
-SAMPLE = ProcessSample(
-    model_sha256="00",
-    runtime="tflite_runtime 2.14.0",
-    python="3.9.2",
-    machine="Linux 6.1 aarch64",
-    import_ms=100.0,
-    load_ms=1.0,
-    allocate_ms=1.0,
-    first_us=200.0,
-    min_us=90.0,
-    median_us=100.0,
-    p90_us=110.0,
-    p99_us=120.0,
-    mean_us=101.0,
-    runs=50,
-    peak_rss_kib=40_000,
-    load_before=0.5,
-    load_after=0.6,
-    outputs_sha256="aa",
-)
-TIGHT = (100.0, 104.0, 98.0, 101.0, 99.0, 102.0)
 # The share of intervals that enclose the true median, over 2,000 draws: three standard errors at 96.9 %.
 COVERAGE_TOLERANCE = 0.012
 DRAWS = 2000

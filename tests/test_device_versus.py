@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from device_samples import SAMPLE
 
 from edgebuild.device_tests.errors import DeviceError
 from edgebuild.device_tests.sample import DeviceState, ProcessSample
@@ -36,26 +37,6 @@ BUDGET_S = 60.0
 ROUNDS = 400
 RESAMPLES = 4000
 MOST_FALSE = ROUNDS * 0.05  # At 95 %.
-SAMPLE = ProcessSample(
-    model_sha256="00",
-    runtime="tflite_runtime 2.14.0",
-    python="3.9.2",
-    machine="Linux 6.1 aarch64",
-    import_ms=100.0,
-    load_ms=1.0,
-    allocate_ms=1.0,
-    first_us=200.0,
-    min_us=90.0,
-    median_us=100.0,
-    p90_us=110.0,
-    p99_us=120.0,
-    mean_us=101.0,
-    runs=50,
-    peak_rss_kib=40_000,
-    load_before=0.5,
-    load_after=0.6,
-    outputs_sha256="aa",
-)
 
 
 @dataclass
