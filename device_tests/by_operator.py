@@ -115,11 +115,11 @@ def _runtime(stay: Stay, python: str) -> str:
 
 def _nodes(stay: Stay, model: Path, python: str, timeout_s: float) -> tuple[_Node, ...]:
     digest, nonce = model_digest(model), secrets.token_hex(8)
-    stay.ready({_SCRIPT.name: _SCRIPT, digest: model}, timeout_s)
     request = {"model": digest, "runs": _RUNS, "warmup_runs": _WARMUP_RUNS, "nonce": nonce}
     script = running(shlex.quote(python), json.dumps(request), script=_SCRIPT.name)
     read = partial(read_report, nonce=nonce, model_sha256=digest)
-    return read_nodes(answer_in(stay.run(script, timeout_s), model, timeout_s, read))
+    ended = stay.run_anew({_SCRIPT.name: _SCRIPT, digest: model}, script, timeout_s)
+    return read_nodes(answer_in(ended, model, timeout_s, read))
 
 
 def read_nodes(report: dict[str, Any]) -> tuple[_Node, ...]:

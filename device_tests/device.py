@@ -65,15 +65,14 @@ class RemoteTransport:
         )
 
     def run(self, model: Path, request: RunRequest, timeout_s: float) -> ProcessSample:
-        """See `Transport.run`; a link that is lost before the process begins is made again, up to two times."""
+        """See `Transport.run`; a process whose link is lost in the middle is begun anew, once."""
         digest, nonce = model_digest(model), secrets.token_hex(8)
         inputs, files = None, {"runner.py": self._runner, digest: model}
         if request.inputs is not None:
             inputs = f"{model_digest(request.inputs)}.npz"
             files[inputs] = request.inputs
-        self._stay.ready(files, timeout_s)
         argument = request.argument(model=digest, nonce=nonce, inputs=inputs)
-        ended = self._stay.run(running(shlex.quote(self._python), argument), timeout_s)
+        ended = self._stay.run_anew(files, running(shlex.quote(self._python), argument), timeout_s)
         return answer_in(ended, model, timeout_s, partial(read_sample, nonce=nonce, model_sha256=digest))
 
     def close(self) -> None:

@@ -165,8 +165,8 @@ class _Counter:
         nonce = secrets.token_hex(8)
         argument = self._request.exactly(runs).argument(model=self.digest, nonce=nonce)
         mark = f"{_TOTAL} {nonce}"
-        self._stay.ready(self._files, self._timeout_s)
-        ended = self._stay.run(_COUNT.format(run=running(self._program, argument), mark=mark), self._timeout_s)
+        script = _COUNT.format(run=running(self._program, argument), mark=mark)
+        ended = self._stay.run_anew(self._files, script, self._timeout_s)
         read = partial(read_sample, nonce=nonce, model_sha256=self.digest)
         sample = answer_in(ended, self._model, self._timeout_s, read)
         if sample.runs != runs:

@@ -29,6 +29,7 @@ _SLACK_S: Final = 120.0  # Between two steps, and for copying a file.
 _WAIT_S: Final = 900.0
 _TURN_S: Final = 1.0
 _RECONNECTIONS: Final = 2
+_NOTICE_S: Final = 10.0  # For the device to notice that a link is gone, and to tidy up after it.
 
 BASE: Final = """\
 base=${TMPDIR:-/data/local/tmp}
@@ -108,6 +109,29 @@ class Stay:
         """
         return self.link.run(f"cd {self._room} || exit 1\n{script}", timeout_s, lost=f"{lost}\n{self._leave}")
 
+    def run_anew(self, files: dict[str, Path], script: str, timeout_s: float) -> Ended:
+        """Run a script that may be begun anew, with these files there: once more where the link is lost meanwhile.
+
+        The device must have ended the first attempt by itself before, so that never two run at once; and what is lost
+        twice may be what takes the device down.
+
+        Raises:
+            DeviceError: see `ready` and `run`.
+        """
+        self.ready(files, timeout_s)
+        try:
+            return self.run(script, timeout_s)
+        except LinkLostError as lost:
+            self._start_over(files, timeout_s, lost)
+        try:
+            return self.run(script, timeout_s)
+        except LinkLostError as e:
+            raise DeviceError(
+                f"{self.link.uri} was lost twice in the middle of the same run",
+                cause=e.cause or e.what,
+                action="see whether the device itself went down: a model can do that to a weak board",
+            ) from e
+
     def close(self) -> None:
         """End the stay and the link."""
         # Where the device is out of reach it has done this by itself, or the next who comes does it.
@@ -116,6 +140,21 @@ class Stay:
                 self.link.run(self._leave, _STEP_S)
         self._room = ""
         self.link.close()
+
+    def _start_over(self, files: dict[str, Path], timeout_s: float, lost: LinkLostError) -> None:
+        """Come again as somebody new, whose folder the device does not take away with the old one.
+
+        Raises:
+            LinkLostError: `lost`, where the device is away, or still has not noticed.
+        """
+        kept, self._nonce, self._room = (self._wait_s, self._on_wait), secrets.token_hex(8), ""
+        self._wait_s, self._on_wait = _NOTICE_S, None
+        try:
+            self.ready(files, timeout_s)
+        except DeviceError as e:
+            raise lost from e
+        finally:
+            self._wait_s, self._on_wait = kept
 
     @property
     def _leave(self) -> str:

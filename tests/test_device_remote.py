@@ -182,7 +182,7 @@ def test_what_a_dead_user_left_is_swept_when_its_lease_is_over(device: Path) -> 
 
 
 class LosingLink(ShellLink):
-    """A link that is lost by so many commands that hold a word."""
+    """A link that is lost by so many commands that hold a word, which the device notices."""
 
     word = ""
     losses = 0
@@ -191,6 +191,7 @@ class LosingLink(ShellLink):
     def run(self, script: str, timeout_s: float, *, lost: str = "") -> Ended:
         if self.word in script and self.lost < self.losses:
             self.lost += 1
+            super().run(lost, timeout_s)
             raise LinkLostError("lost")
         return super().run(script, timeout_s, lost=lost)
 
@@ -215,12 +216,12 @@ def test_a_link_is_not_made_again_a_third_time(device: Path) -> None:
     assert link.lost == 3
 
 
-def test_a_process_whose_link_is_lost_is_not_started_again(device: Path, model: Path) -> None:
+def test_a_process_whose_link_is_lost_is_begun_anew_once_and_not_again(device: Path, model: Path) -> None:
     link = losing_link(device, 9, "exec env -i")
     transport = RemoteTransport(Stay(link), python=sys.executable)
-    with pytest.raises(LinkLostError):
+    with pytest.raises(DeviceError, match="lost twice"):
         transport.run(model, REQUEST, TIMEOUT_S)
-    assert link.lost == 1
+    assert link.lost == 2
     transport.close()
     assert not left(device)
 

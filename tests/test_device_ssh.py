@@ -12,6 +12,7 @@ import threading
 import time
 import zipfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Final
@@ -26,7 +27,7 @@ from edgebuild.device_tests.errors import DeviceError
 from edgebuild.device_tests.link import LinkLostError
 from edgebuild.device_tests.ssh import SshLink
 from edgebuild.device_tests.stay import Stay
-from edgebuild.device_tests.transport import RunRequest
+from edgebuild.device_tests.transport import RUNNER, RunRequest
 
 pytestmark = pytest.mark.skipif(
     not Path(SSHD).exists() or shutil.which("ssh") is None,
@@ -188,22 +189,48 @@ def test_rejects_what_names_no_device(uri: str) -> None:
         SshLink(uri)
 
 
-def test_a_link_that_is_killed_in_the_middle_is_lost_and_leaves_nothing(
-    server: SshServer, link: SshLink, unread: Path, tmp_path: Path
-) -> None:
+@contextmanager
+def killing(server: SshServer, times: int) -> Iterator[None]:
+    """Kill all sessions in the middle of a process that says that it began, so many times."""
+
     def kill() -> None:
-        wait_until(lambda: "began" in "".join(server.left()))
-        for session in server.sessions():
-            os.kill(session, signal.SIGKILL)
+        for _ in range(times):
+            wait_until(lambda: "began" in "".join(server.left()))
+            for session in server.sessions():
+                os.kill(session, signal.SIGKILL)
+            wait_until(lambda: "began" not in "".join(server.left()))
 
     killer = threading.Thread(target=kill)
     killer.start()
-    transport = hanging(link, tmp_path)
-    with pytest.raises(LinkLostError, match="was lost in the middle"):
-        transport.run(unread, REQUEST, TIMEOUT_S)
+    yield
     killer.join()
+
+
+def test_a_link_that_is_killed_twice_in_the_middle_is_lost_and_leaves_nothing(
+    server: SshServer, link: SshLink, unread: Path, tmp_path: Path
+) -> None:
+    transport = hanging(link, tmp_path)
+    with killing(server, 2), pytest.raises(DeviceError, match="was lost twice in the middle"):
+        transport.run(unread, REQUEST, TIMEOUT_S)
     wait_until(lambda: nothing_left(server))
     transport.close()
+
+
+def test_a_process_whose_link_is_killed_in_the_middle_is_begun_anew(
+    server: SshServer, link: SshLink, model: Path, tmp_path: Path
+) -> None:
+    runner, hung = tmp_path / "hangs_once.py", tmp_path / "hung"
+    runner.write_text(
+        f"from pathlib import Path\nif not Path({str(hung)!r}).exists():\n    Path({str(hung)!r}).touch()\n"
+        + "".join(f"    {line}\n" for line in HANGS.splitlines())
+        + RUNNER.read_text().replace("from __future__ import annotations\n", "")
+    )
+    transport = RemoteTransport(Stay(link), python=sys.executable, runner=runner)
+    with killing(server, 1):
+        assert transport.run(model, REQUEST, TIMEOUT_S).runs == REQUEST.min_runs
+    assert hung.exists()
+    transport.close()
+    wait_until(lambda: nothing_left(server))
 
 
 def test_a_link_lost_between_two_processes_is_made_again(server: SshServer, link: SshLink, model: Path) -> None:
@@ -238,8 +265,8 @@ def test_a_peer_that_freezes_is_found_out_and_leaves_nothing_when_it_wakes(
     finally:
         for session in stopped:
             os.kill(session, signal.SIGCONT)
-    wait_until(lambda: nothing_left(server))
     transport.close()
+    wait_until(lambda: nothing_left(server))
 
 
 _MEASURE: Final = """\
@@ -248,7 +275,7 @@ from pathlib import Path
 from edgebuild.device_tests.device import RemoteTransport
 from edgebuild.device_tests.ssh import SshLink
 from edgebuild.device_tests.stay import Stay
-from edgebuild.device_tests.transport import RunRequest
+from edgebuild.device_tests.transport import RUNNER, RunRequest
 
 uri, config, runner, model = sys.argv[1:]
 link = SshLink(uri, config=Path(config))
