@@ -76,6 +76,19 @@ class Instructions:
         return self.spread <= REPEATABILITY
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CountComparison:
+    """A model's instructions beside those of a baseline, of the same runtime on the same device."""
+
+    found: Instructions
+    baseline: Instructions
+
+    @property
+    def ratio(self) -> float:
+        """Above 1 is more than the baseline's."""
+        return self.found.per_inference / self.baseline.per_inference
+
+
 def count(
     stay: Stay,
     model: Path,

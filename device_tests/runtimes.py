@@ -10,33 +10,20 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 from numpy.typing import NDArray
 
 from edgebuild.device_tests import outputs
 from edgebuild.device_tests.errors import DeviceError
-from edgebuild.device_tests.latency import CONFIDENCE, Latency, summarize
+from edgebuild.device_tests.latency import Latency, summarize
 from edgebuild.device_tests.local import LocalTransport
 from edgebuild.device_tests.outputs import DeviceAgreement, Run
 from edgebuild.device_tests.packages import installed
+from edgebuild.device_tests.race import Ratio, ratio
 from edgebuild.device_tests.sample import ProcessSample
 from edgebuild.device_tests.transport import RunRequest
-from edgebuild.device_tests.versus import ratio_interval
 from edgebuild.export.flatbuffer import Flatbuffer
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ratio:
-    """A runtime's time over another's: the median over pairs of processes, and its interval at `CONFIDENCE`.
-
-    `low` and `high` are 0 and infinity where there were fewer than six pairs.
-    """
-
-    median: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,12 +116,6 @@ def _report(model: Flatbuffer, request: RunRequest, first: _Trial | None, trial:
     return RuntimeReport(
         requirement=trial.requirement,
         latency=summarize(trial.samples, device, threads=request.threads, delegate=request.delegate),
-        ratio=_ratio(other, trial) if other else None,
+        ratio=ratio(other.samples, trial.samples) if other else None,
         outputs=outputs.agreement(model, other.ran, trial.ran) if other and other.ran and trial.ran else None,
     )
-
-
-def _ratio(first: _Trial, trial: _Trial) -> Ratio:
-    pairs = [(a.median_us, b.median_us) for a, b in zip(first.samples, trial.samples, strict=True)]
-    low, high = ratio_interval(pairs, CONFIDENCE)
-    return Ratio(median=median(b / a for a, b in pairs), low=low, high=high)

@@ -1,10 +1,15 @@
 """Which of two models is the faster on a device, and how sure that is.
 
+Both are measured now, in turns; or one was long ago, and its times were kept.
+
 A block is one fresh process of each model, one right after the other, in an order drawn for each block: what drifts
 (temperature, other programs) meets both alike and leaves their ratio. The figure is the median of the blocks' ratios,
 and its interval lies between two of them: see `median_interval`. Resampling the blocks, as a bootstrap does, ends at
 the same ones give or take two ranks, but misses more often than it says while blocks are few. A bootstrap of
 median(b) / median(a) needs twice the blocks where the device drifts by a third.
+
+Times that were kept meet only what the device was then: what has changed there since is in the ratio, too. The ratio
+is that of two medians, and its interval the quotient of theirs, each with half of the error.
 
 Who looks again and again finds a difference sooner or later. So there are at most `LOOKS` looks, and each has its
 share of the error that `confidence` leaves: at 95 % each interval is one of 99.5 %, and by Bonferroni's inequality all
@@ -26,7 +31,7 @@ from typing import Final, Literal, TypeAlias
 from edgebuild.device_tests.condition import doubts, emulation
 from edgebuild.device_tests.latency import median_interval
 from edgebuild.device_tests.sample import ProcessSample
-from edgebuild.device_tests.transport import RunRequest, Transport
+from edgebuild.device_tests.transport import DeviceFingerprint, RunRequest, Transport
 
 Verdict: TypeAlias = Literal["faster", "slower", "same", "inconclusive"]
 Gate: TypeAlias = Literal["pass", "fail", "inconclusive"]
@@ -38,6 +43,7 @@ LOOKS: Final = 10
 # them all, which is 99.95 %: the first look is for what is plain. Nine is where an interval of 99.5 % begins.
 FIRST_LOOK: Final = 12
 GROWTH: Final = 1.5
+_NOTHING: Final = (0.0, math.inf)  # The interval of who knows nothing.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +52,8 @@ class Comparison:
 
     `ratio` is the median of the blocks' ratios, `low` to `high` its interval at `confidence` over all looks, 0 and
     infinity where there were too few blocks; `margin` is what counts as no difference. `a_us` and `b_us` are the
-    process medians in the order of their blocks. `notes` say what makes the figures doubtful, first of all `doubts`: a
+    process medians in the order of their blocks; where `kept`, a's were measured on another day and there are no
+    blocks. `notes` say what makes the figures doubtful, first of all `doubts`: a
     throttled, busy or swapping device, which leaves the verdict inconclusive.
     """
 
@@ -59,18 +66,14 @@ class Comparison:
     a_us: tuple[float, ...]
     b_us: tuple[float, ...]
     seconds: float
+    kept: bool = False
     doubts: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
     @property
     def blocks(self) -> int:
-        """How often each model was measured."""
-        return len(self.a_us)
-
-    @property
-    def processes(self) -> int:
-        """Of both models."""
-        return 2 * self.blocks
+        """How often b was measured, and a too where nothing was kept."""
+        return len(self.b_us)
 
 
 def judge(low: float, high: float, margin: float) -> Verdict:
@@ -125,25 +128,12 @@ def compare(
         ValueError: margin, confidence or budget make no sense.
         DeviceError: whatever the samplers raise.
     """
-    if not (margin > 0 and 0 < confidence < 1 and budget_s > 0):
-        raise ValueError(f"no comparison has margin {margin}, confidence {confidence} and a budget of {budget_s} s")
-
-    def decided() -> bool:
-        verdict = judge(low, high, margin) if max_regression is None else regressed(low, high, max_regression)
-        return verdict != "inconclusive"
-
-    began, pairs, low, high = clock(), [], 0.0, math.inf
-    for pair in _blocks(run_a, run_b, seed):
-        pairs.append(pair)
-        seconds = clock() - began
-        if on_block is not None:
-            on_block(len(pairs), seconds)
-        another_fits = seconds * (1 + 1 / len(pairs)) <= budget_s
-        over = len(pairs) == LOOK_SIZES[-1] or not another_fits
-        if over or len(pairs) in LOOK_SIZES:
-            low, high = ratio_interval(pairs, 1 - (1 - confidence) / LOOKS)
-        if over or decided():
-            break
+    pairs: list[Block] = []
+    blocks = _blocks(run_a, run_b, seed)
+    search = _Search(budget_s, margin, confidence, clock, on_block, max_regression)
+    low, high, seconds = search.until_decided(
+        lambda: pairs.append(next(blocks)), lambda: ratio_interval(pairs, 1 - (1 - confidence) / LOOKS)
+    )
     a_us, b_us = zip(*pairs, strict=True)
     return Comparison(
         ratio=median(b / a for a, b in pairs),
@@ -156,6 +146,49 @@ def compare(
         b_us=b_us,
         seconds=seconds,
         notes=(f"the budget ended after {len(pairs)} blocks, too few for an interval",) if high == math.inf else (),
+    )
+
+
+def compare_kept(
+    kept_us: Sequence[float],
+    run: Sampler,
+    *,
+    budget_s: float,
+    margin: float = 0.05,
+    confidence: float = 0.95,
+    clock: Callable[[], float] = time.monotonic,
+    on_block: Callable[[int, float], None] | None = None,
+    max_regression: float | None = None,
+) -> Comparison:
+    """Hold a model to another's process medians of an earlier day; all else as `compare`.
+
+    Raises:
+        ValueError: margin, confidence or budget make no sense.
+        DeviceError: whatever the sampler raises.
+    """
+    error = (1 - confidence) / 2
+    old, found = median_interval(kept_us, 1 - error), list[float]()
+    enough = old.confidence >= 1 - error
+
+    def interval() -> tuple[float, float]:
+        new = median_interval(found, 1 - error / LOOKS)
+        return (new.low / old.high, new.high / old.low) if enough and new.confidence >= 1 - error / LOOKS else _NOTHING
+
+    search = _Search(budget_s, margin, confidence, clock, on_block, max_regression)
+    low, high, seconds = search.until_decided(lambda: found.append(run()), interval)
+    few = f"the baseline's {len(kept_us)}" if not enough else f"{len(found)} before the budget ended"
+    return Comparison(
+        ratio=median(found) / median(kept_us),
+        low=low,
+        high=high,
+        confidence=confidence,
+        margin=margin,
+        verdict=judge(low, high, margin),
+        a_us=tuple(kept_us),
+        b_us=tuple(found),
+        seconds=seconds,
+        kept=True,
+        notes=(f"too few processes for an interval: {few}",) if high == math.inf else (),
     )
 
 
@@ -180,12 +213,10 @@ def compare_models(
         ModelError: a file can't be read.
         ValueError: as `compare` has it.
     """
-    device = transport.fingerprint()
-    request = request or RunRequest()
     samples: list[ProcessSample] = []
 
     def measured(model: Path) -> float:
-        samples.append(transport.run(model, request, timeout_s))
+        samples.append(transport.run(model, request or RunRequest(), timeout_s))
         return samples[-1].median_us
 
     found = compare(
@@ -198,6 +229,11 @@ def compare_models(
         on_block=on_block,
         max_regression=max_regression,
     )
+    return doubted(found, samples, transport.fingerprint())
+
+
+def doubted(found: Comparison, samples: Sequence[ProcessSample], device: DeviceFingerprint) -> Comparison:
+    """The comparison with what the state of its device leaves of it."""
     doubtful = (*emulation(device), *doubts(samples, device.cores))
     verdict = "inconclusive" if doubtful else found.verdict
     return replace(found, verdict=verdict, doubts=doubtful, notes=(*doubtful, *found.notes))
@@ -206,7 +242,45 @@ def compare_models(
 def ratio_interval(pairs: Sequence[Block], confidence: float) -> tuple[float, float]:
     """Ends that enclose the median of b / a over blocks `(a, b)`; 0 and infinity where there are too few of them."""
     found = median_interval([b / a for a, b in pairs], confidence)
-    return (found.low, found.high) if found.confidence >= confidence else (0.0, math.inf)
+    return (found.low, found.high) if found.confidence >= confidence else _NOTHING
+
+
+@dataclass(frozen=True, slots=True)
+class _Search:
+    """Sampling until the verdict stands."""
+
+    budget_s: float
+    margin: float
+    confidence: float
+    clock: Callable[[], float]
+    on_block: Callable[[int, float], None] | None
+    max_regression: float | None
+
+    def until_decided(
+        self, take: Callable[[], None], interval: Callable[[], tuple[float, float]]
+    ) -> tuple[float, float, float]:
+        """Take one after the other, and look at the interval at most `LOOKS` times; its ends, and the seconds."""
+        if not (self.margin > 0 and 0 < self.confidence < 1 and self.budget_s > 0):
+            raise ValueError(
+                f"no comparison has margin {self.margin}, confidence {self.confidence} and {self.budget_s} s"
+            )
+        began, taken, (low, high) = self.clock(), 0, _NOTHING
+        while True:
+            take()
+            taken, seconds = taken + 1, self.clock() - began
+            if self.on_block is not None:
+                self.on_block(taken, seconds)
+            another_fits = seconds * (1 + 1 / taken) <= self.budget_s
+            over = taken == LOOK_SIZES[-1] or not another_fits
+            if over or taken in LOOK_SIZES:
+                low, high = interval()
+            if over or self._decided(low, high):
+                return low, high, seconds
+
+    def _decided(self, low: float, high: float) -> bool:
+        if self.max_regression is None:
+            return judge(low, high, self.margin) != "inconclusive"
+        return regressed(low, high, self.max_regression) != "inconclusive"
 
 
 def _look_sizes() -> tuple[int, ...]:

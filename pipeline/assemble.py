@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 from edgebuild.calibration.errors import Failure
+from edgebuild.device_tests import outputs
+from edgebuild.device_tests.errors import DeviceError
+from edgebuild.device_tests.outputs import DeviceAgreement
 from edgebuild.export import flatbuffer
 from edgebuild.export.agreement import Agreement
 from edgebuild.export.formats import Precision
@@ -27,6 +30,7 @@ from edgebuild.pipeline.placing import GpuRun
 from edgebuild.pipeline.plan import Export, Plan, Role, Version
 from edgebuild.pipeline.report import (
     SCHEMA,
+    Choice,
     CompressionReport,
     Entry,
     FailureReport,
@@ -38,6 +42,7 @@ from edgebuild.pipeline.report import (
     MissingEntry,
     ModelReport,
     NoAgreement,
+    NoLatency,
     Report,
     StepReport,
     TargetReport,
@@ -62,11 +67,16 @@ _STANDS_IN: Final[Mapping[RuntimeName, str]] = {
 _FIGURES = ("size_bytes", "gzip_bytes", "operators", "parameters", "sparsity", "unique_weights")
 
 
-def report(project: Project, plan: Plan, outcome: Outcome, latencies: Latencies) -> Report:
-    """The report of a build: a `TargetReport` or a `FailureReport` for each target; latencies by key of figures."""
+def report(
+    project: Project, plan: Plan, outcome: Outcome, latencies: Latencies, choices: Mapping[str, Choice]
+) -> Report:
+    """The report of a build: a `TargetReport` or a `FailureReport` for each target; latencies by key of figures.
+
+    `choices` are what `precision: fastest` chose from, by target.
+    """
     failures = {name: f for name, export in plan.exports.items() if (f := _failure(outcome, export)) is not None}
     targets = {
-        name: _target(project, name, export, plan, outcome, latencies)
+        name: replace(target(project, name, export, plan, outcome, latencies), choice=choices.get(name))
         for name, export in plan.exports.items()
         if name not in failures
     }
@@ -74,6 +84,9 @@ def report(project: Project, plan: Plan, outcome: Outcome, latencies: Latencies)
         f"{name} in QEMU": failure_report(outcome.failures[export.emulated])
         for name, export in plan.exports.items()
         if name in targets and export.emulated in outcome.failures
+    }
+    failures |= {
+        f"{name} on a device": failure_report(wrong) for name, found in targets.items() if (wrong := _wrong(found))
     }
     codes = [f.exit_code for f in failures.values()]
     codes += [code for t in targets.values() if (code := gates.exit_code(t.gates)) != OK]
@@ -168,9 +181,10 @@ def _turned_outputs(described: float_model.Description) -> Iterator[str]:
             yield f"output {name} of the artifacts is the source's, transposed by {axes}"
 
 
-def _target(
+def target(
     project: Project, name: str, export: Export, plan: Plan, outcome: Outcome, latencies: Latencies
 ) -> TargetReport:
+    """The report of one target, whose stages all succeeded."""
     packaged = outcome.results[export.packaged]
     raw = _read(packaged / "figures.json")
     verified = _read(outcome.results[export.verified] / "verify.json")
@@ -190,8 +204,8 @@ def _target(
         io=export.io,
         route=raw["route"],
         calibration_samples=raw["calibration_samples"],
-        notes=(*raw["notes"], *_doubts(run, fix, placement)),
-        **{figure: Figure(**raw[figure]) for figure in _FIGURES},
+        notes=(*raw["notes"], *_doubts(run, fix, placement), *_timing_notes(export.precision, timed)),
+        **{figure: Figure(**raw[figure]) for figure in _FIGURES},  # type: ignore[arg-type]
         agreement=_agreement(verified["agreement"], plan.evaluated_on, evidence),
         metric=_metric(project.config.metric, verified, name, export.precision),
         placement=placement,
@@ -206,6 +220,8 @@ def _target(
         gpu_run=run,
         firmware=firmware,
         against=timed.against,
+        twin=timed.twin,
+        device_outputs=timed.outputs,
     )
     return replace(built, gates=_judged(project, name, built, has_device=timed.is_asked))
 
@@ -215,6 +231,27 @@ def _doubts(run: GpuRun | None, fix: Fix | None, placement: Placement) -> Iterat
     if fix is not None and fix.doubt:
         yield fix.doubt
     yield from (f"{finding.what}: {finding.action}" for finding in placement.findings)
+
+
+def _timing_notes(precision: Precision, timed: Timed) -> Iterator[str]:
+    twin = timed.twin
+    if twin is not None and twin.low > 1:
+        yield (
+            f"{precision} is slower than float32 here: {twin.ratio:.2f} times its time, {twin.low:.2f} to "
+            f"{twin.high:.2f}, with {twin.latency.runtime}; precision: fastest picks by measurement"
+        )
+    if isinstance(timed.outputs, NoLatency):
+        yield f"the device's outputs were not compared: {timed.outputs.note}"
+
+
+def _wrong(found: TargetReport) -> DeviceError | None:
+    """A device that computes something else than this machine does."""
+    if isinstance(found.device_outputs, DeviceAgreement):
+        try:
+            outputs.require(found.device_outputs, "the device")
+        except DeviceError as e:
+            return e
+    return None
 
 
 def _judged(project: Project, name: str, built: TargetReport, *, has_device: bool) -> tuple[GateResult, ...]:

@@ -21,8 +21,9 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
-from edgebuild.pipeline import assemble, latencies, manifest, planner, publish, reruns
+from edgebuild.pipeline import assemble, manifest, planner, publish, reruns
 from edgebuild.pipeline.config import Project
+from edgebuild.pipeline.devices import Listener
 from edgebuild.pipeline.execution.engine import Event, Outcome, Runner, execute, survey
 from edgebuild.pipeline.execution.workers import Limits
 from edgebuild.pipeline.plan import Plan
@@ -32,6 +33,7 @@ from edgebuild.pipeline.storage.sessions import session
 from edgebuild.pipeline.storage.shared_store import default_store
 from edgebuild.pipeline.storage.store import Store
 from edgebuild.pipeline.task import Task
+from edgebuild.pipeline.timing import fastest, taken
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,19 +65,19 @@ def build(
     explain: bool = False,
     device: str = "",
     on_event: Callable[[Event], None] = lambda _: None,
-    on_latency: Callable[[str, int, int], None] = lambda *_: None,
+    listener: Listener | None = None,
 ) -> BuildResult:
     """Build targets into `out`; a target that fails leaves the others whole, and its failure in the report.
 
     Stages run in `jobs` processes of this machine, or where `runner` has them run (see `cluster.runner`). Latency is
-    measured on `device`, a name of the project's or a URI, instead of where each target says.
+    measured on `device`, a name of the project's or a URI, instead of where each target says; `listener` hears of it.
 
     Raises:
         ConfigError: the project can't be planned.
         StoreError: the store can't be used.
     """
     plan = planner.make(project, targets)
-    latencies.require(project, plan.exports, device)
+    taken.require(project, plan.exports, device)
     store = store or default_store()
     heard = _Heard(on_event)
     with session(store, plan.tasks):  # Until the artifacts are published, nobody collects them.
@@ -89,7 +91,7 @@ def build(
             runner=runner,
         )
         whys = _whys(out, plan.tasks, store, heard.ran, heard.damaged) if explain else ()
-        return replace(finish(project, out, plan, outcome, on_latency, device), whys=whys)
+        return replace(finish(project, out, plan, outcome, listener or Listener(), device), whys=whys)
 
 
 def finish(
@@ -97,7 +99,7 @@ def finish(
     out: Path,
     plan: Plan,
     outcome: Outcome,
-    on_latency: Callable[[str, int, int], None],
+    listener: Listener,
     device: str = "",
 ) -> BuildResult:
     """Measure, judge and publish what the stages left; `device` as in `build`.
@@ -105,8 +107,10 @@ def finish(
     Raises:
         ConfigError: `out` can't be written.
     """
-    timed = latencies.taken(project, plan, outcome, publish.previous(out), device, on_latency)
-    report = assemble.report(project, plan, outcome, timed)
+    settled = fastest.settle(project, plan, outcome, device, listener)
+    project, plan, outcome = settled.project, settled.plan, settled.outcome
+    timed = taken.taken(project, plan, outcome, publish.previous(out), out, device, listener)
+    report = assemble.report(project, plan, outcome, timed, settled.choices)
     publish.publish(out, project, plan, outcome, report)
     return BuildResult(report=report, out=out, plan=plan)
 

@@ -17,24 +17,35 @@ from edgebuild.pipeline.cli_options import CONFIG, add, share
 @click.option(
     "--baseline",
     type=click.Path(path_type=Path),
-    help="Another .tflite: is MODEL slower? By processes of both in turns.",
+    help="Is MODEL slower than this .tflite? By processes of both in turns. Or than what --save-baseline kept.",
+)
+@click.option(
+    "--save-baseline",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Keep the latency in a file for --baseline.",
 )
 @click.option("--max-regression", callback=share, default="5%", show_default=True, help="How much slower it may be.")
 @click.option(
     "--budget", type=click.FloatRange(min=1), default=60.0, show_default=True, help="Seconds until a comparison ends."
 )
 @click.option(
-    "--processes", type=click.IntRange(min=1), default=6, show_default=True, help="Fresh processes to measure in."
+    "--processes", type=click.IntRange(min=1), help="Fresh processes to measure in. [default: 6, or 40 to keep]"
 )
-@click.option("--instructions", is_flag=True, help="Count instructions instead, by callgrind, whatever else runs.")
+@click.option("--instructions", is_flag=True, help="Count instructions by callgrind instead, with --baseline too.")
 @click.option("--operators", is_flag=True, help="A table of time by operator instead.")
 @click.option("--runtimes", default="", metavar="A==1,B==2", help="Run it here on each of these, and compare.")
 @click.option("--wheels", type=click.Path(path_type=Path), help="A folder of wheels for --runtimes, without an index.")
+@click.option(
+    "--history",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="PAGE",
+    help="What was measured of MODEL here before, with a plot in an HTML page.",
+)
 @click.option("--threads", type=click.IntRange(min=1), help="[default: the device's own, else 1]")
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 def profile(model: Path, **options: Any) -> int:
     """Measure the latency of MODEL.tflite on a device."""
-    from edgebuild.pipeline.commands import devices as command
+    from edgebuild.pipeline.commands import profile as command
 
     return command.profile(model, **options)
 

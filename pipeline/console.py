@@ -21,6 +21,7 @@ from edgebuild.pipeline.errors import ConfigError, MismatchError
 
 if TYPE_CHECKING:  # Commands that build nothing load nothing of a build.
     from edgebuild.device_tests.profile import ModelProfile
+    from edgebuild.pipeline.devices import Listener
     from edgebuild.pipeline.doctor import Finding
     from edgebuild.pipeline.execution.engine import Event
     from edgebuild.pipeline.report import (
@@ -115,18 +116,35 @@ class Narrator:
             self._last_headway = time.monotonic()
             self.console.print(f"  [dim]. {text}[/]")
 
-    def on_latency(self, target: str, done: int, total: int) -> None:
-        """Hear of a latency measurement's progress."""
-        self._status.update(f"measure {target} latency, process {done} of {total}")
+    @property
+    def listener(self) -> Listener:
+        """For who measures on a device."""
+        from edgebuild.pipeline.devices import Listener
+
+        return Listener(process=self._on_process, wait=self._on_wait)
+
+    def _on_process(self, what: str, done: int, total: int) -> None:
+        """Hear of one more process; a total of 0 is unknown, and such a measurement tells of itself now and then."""
+        text = safe(f"measure {what}: process {done}{f' of {total}' if total else ''}")
+        self._status.update(text)
         if done == total:
-            self.console.print(f"  [green]+[/] measure {target} latency [dim]in {total} processes[/]")
+            self.console.print(f"  [green]+[/] {safe(f'measure {what}')} [dim]in {total} processes[/]")
+        elif not total:
+            self._now_and_then(text)
+
+    def _on_wait(self, holder: str) -> None:
+        self.console.print(f"  [dim]. waiting for the device, which {safe(holder)} uses[/]")
 
     def on_bytes(self, done: int, total: int) -> None:
-        """Hear of bytes read: a live line on a terminal; elsewhere a line after two seconds, then four, eight."""
+        """Hear of bytes read."""
         text = f"read {done / 1e6:,.0f} of {total / 1e6:,.0f} MB"
         self._status.update(text)
+        self._now_and_then(text)
+
+    def _now_and_then(self, text: str) -> None:
+        """Where there is no live line, a line after two seconds, then four, eight."""
         if not self.console.is_terminal and time.monotonic() - self._began > self._next_line_s:
-            self._next_line_s *= 2
+            self._next_line_s = 2 * (time.monotonic() - self._began)
             self.console.print(f"  [dim]{text}[/]")
 
     def say(self, text: str) -> None:
@@ -223,8 +241,8 @@ def _show_targets(
                 line = f"[{_VERDICT_STYLES[gate.verdict]}]{name}: {safe(gate_line(gate))}[/]"
                 narrator.errors.print(line, soft_wrap=True)
     for name, target in targets.items():
-        for fitted in filter(None, (target.fix, target.cut)):
-            narrator.console.print(f"{name}: {safe(str(fitted))}", soft_wrap=True)
+        for done in filter(None, (target.choice, target.fix, target.cut)):
+            narrator.console.print(f"{name}: {safe(str(done))}", soft_wrap=True)
         for line in firmware_report.lines(target.firmware) if target.firmware else ():
             narrator.console.print(f"{name}: {safe(line)}", soft_wrap=True)
     _show_notes(targets, narrator.console)
@@ -239,7 +257,7 @@ def _show_notes(targets: Mapping[str, TargetReport], console: Console) -> None:
     """Each note once, with the projects that it is of where there are several."""
     notes: dict[str, dict[str, None]] = {}
     for name, target in targets.items():
-        for note in (*target.notes, *_latency_notes(target)):
+        for note in (*target.notes, *(target.choice.notes if target.choice else ()), *_latency_notes(target)):
             notes.setdefault(note, {})[name.rpartition("/")[0]] = None
     listed = sorted(notes.items())
     show_notes((f"{', '.join(of)}: {note}" if any(of) else note for note, of in listed), console)

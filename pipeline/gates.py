@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterable, Iterator
 from typing import Final
 
+from edgebuild.device_tests.instructions import CountComparison
+from edgebuild.device_tests.instructions import against as counted
 from edgebuild.device_tests.latency import Latency
 from edgebuild.device_tests.latency import against as holds
 from edgebuild.device_tests.versus import Comparison
@@ -46,7 +48,7 @@ def judge(
     placement: Placement,
     memory: Memory,
     latency: Latency | NoLatency,
-    against: Comparison | NoLatency | None = None,
+    against: Comparison | CountComparison | NoLatency | None = None,
     firmware: FirmwareReport | None = None,
     baseline: int | None = None,
 ) -> tuple[GateResult, ...]:
@@ -136,10 +138,15 @@ def _latency(name: str, limit_ms: float | None, latency: Latency | NoLatency) ->
     yield _result(name, "latency", limit_ms, latency.median_us / 1e3, holds(latency, limit_ms), interval)
 
 
-def _regression(limit: float, against: Comparison | NoLatency) -> Iterator[GateResult]:
-    """How much slower than its baseline a model is, by a comparison of both in turns."""
+def _regression(limit: float, against: Comparison | CountComparison | NoLatency) -> Iterator[GateResult]:
+    """How much slower than its baseline a model is, by a comparison of both, or how many more instructions it takes."""
     if isinstance(against, NoLatency):
         yield _result("max_regression", "latency", limit, None, "inconclusive", against.note)
+        return
+    if isinstance(against, CountComparison):
+        now, before = against.found, against.baseline
+        note = f"{now.per_inference:,.0f} instructions, the baseline {before.per_inference:,.0f}; {now.valgrind}"
+        yield _result("max_regression", "latency", limit, against.ratio - 1, counted(now, before, limit), note)
         return
     interval = f"{against.low - 1:+.1%} to {against.high - 1:+.1%} at {against.confidence:.0%} confidence"
     note = "; ".join((f"{against.verdict}: {interval}", *against.notes))

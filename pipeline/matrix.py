@@ -33,6 +33,7 @@ from edgebuild.pipeline import config as configuration
 from edgebuild.pipeline import planner
 from edgebuild.pipeline.build import BuildResult
 from edgebuild.pipeline.config import Project
+from edgebuild.pipeline.devices import Listener
 from edgebuild.pipeline.errors import OK, ConfigError
 from edgebuild.pipeline.execution.engine import Event, Runner, execute
 from edgebuild.pipeline.execution.workers import Limits
@@ -125,7 +126,7 @@ def build(
     jobs: int | None = None,
     runner: Runner | None = None,
     on_event: Callable[[Event], None] = lambda _: None,
-    on_latency: Callable[[str, int, int], None] = lambda *_: None,
+    listener: Listener | None = None,
 ) -> MatrixResult:
     """Build every project; what fails in one leaves the others whole.
 
@@ -151,7 +152,7 @@ def build(
         )
         builds = {
             entry.name: building.finish(
-                entry.project, entry.out, plans[entry.name], outcome, _told_of(entry.name, on_latency)
+                entry.project, entry.out, plans[entry.name], outcome, _told_of(entry.name, listener or Listener())
             )
             for entry in entries
         }
@@ -254,8 +255,8 @@ def _naming_projects(plans: Mapping[str, Plan], tell: Callable[[Event], None]) -
     return lambda event: tell(replace(event, task=replace(event.task, title=" ".join(titled(event.task)))))
 
 
-def _told_of(name: str, on_latency: Callable[[str, int, int], None]) -> Callable[[str, int, int], None]:
-    return lambda target, done, total: on_latency(f"{name} {target}", done, total)
+def _told_of(name: str, listener: Listener) -> Listener:
+    return replace(listener, process=lambda what, done, total: listener.process(f"{name} {what}", done, total))
 
 
 def _limits(entries: tuple[Entry, ...]) -> Limits:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from edgebuild.device_tests.latency import Latency
 from edgebuild.pipeline import firmware_report, ledger
@@ -15,6 +15,9 @@ from edgebuild.pipeline.fitting.records import mapped, shipped
 from edgebuild.pipeline.report import Entry, FailureReport, NoAgreement, NoLatency, Report, TargetReport
 from edgebuild.targets.evidence import Evidence, Figure, measured, unavailable
 from edgebuild.targets.target import Memory
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 # What each code of the one table in `errors` means to somebody who reads no table.
 EXIT_WORDS: Final[Mapping[int, str]] = {
@@ -84,17 +87,7 @@ class Row:
 
 def render(report: Report) -> str:
     """The whole page; equal reports give equal text."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    # Names of models, operators and tensors come from other people's files: nothing reaches the page unescaped.
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    template = environment.get_template("page.html")
+    template = environment().get_template("page.html")
     report = replace(report, targets={name: _with_all_parts(target) for name, target in report.targets.items()})
     groups = {name: row_groups(target) for name, target in report.targets.items()}
     return template.render(
@@ -119,6 +112,19 @@ def render(report: Report) -> str:
         fall_lines=ledger.fall_lines,
         sought=ledger.sought,
         firmware_lines=firmware_report.lines,
+    )
+
+
+def environment() -> Environment:
+    """Where our pages' templates are found. Names in models are other people's: nothing reaches a page unescaped."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    return Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Literal, TypeAlias
 
 from edgebuild.export.formats import IoType, Precision
@@ -35,13 +35,26 @@ class Version:
 class Export:
     """How one target's flatbuffer is made, and the keys of its results; `versions` end in the one that ships.
 
-    `emulated` is that of the package's run on an emulated core, or empty.
+    `emulated` is that of the package's run on an emulated core, or empty; `twin` that of the same model as a float32
+    flatbuffer, to time a quantized one against, or empty. `others` is what a measurement may choose instead.
     """
 
     precision: Precision
     io: IoType
     versions: tuple[Version, ...]
     emulated: str = ""
+    twin: str = ""
+    others: tuple[Export, ...] = ()
+
+    @property
+    def all(self) -> tuple[Export, ...]:
+        """This one and the others."""
+        return (self, *self.others)
+
+    @property
+    def ends(self) -> tuple[str, ...]:
+        """The keys of the tasks that no other waits for."""
+        return tuple(filter(None, (end for one in self.all for end in (one.last, one.twin))))
 
     @property
     def artifact(self) -> str:
@@ -82,11 +95,18 @@ class Plan:
     @property
     def goals(self) -> tuple[str, ...]:
         """The keys of what a build reads in the end."""
-        ends = (key for export in self.exports.values() for key in (export.verified, export.packaged, export.emulated))
-        earlier = (version for export in self.exports.values() for version in export.versions[:-1])
+        exports = [one for export in self.exports.values() for one in export.all]
+        ends = (
+            key for one in exports for key in (one.verified, one.packaged, one.emulated, one.twin, self.samples_of(one))
+        )
+        earlier = (version for one in exports for version in one.versions[:-1])
         steps = (key for version in earlier for key in (version.artifact, version.verified, version.figures))
-        unedited = (export.versions[-1].unedited for export in self.exports.values())
+        unedited = (one.versions[-1].unedited for one in exports)
         return (self.model, *dict.fromkeys([*filter(None, ends), *self.steps, *steps, *filter(None, unedited)]))
+
+    def samples_of(self, export: Export) -> str:
+        """The key of what an export is verified on."""
+        return self.tasks[export.verified].inputs["samples"]
 
     def until(self, stage: str) -> Mapping[str, Task]:
         """The tasks of `stage` and of those before it.
@@ -101,15 +121,24 @@ class Plan:
 
     def needed_by(self, key: str) -> tuple[str, ...]:
         """The targets that a task serves; empty where it serves all."""
-        owners = tuple(name for name, export in self.exports.items() if key in self._ancestors(export.last))
+        owners = tuple(
+            name for name, export in self.exports.items() if any(key in self._ancestors(end) for end in export.ends)
+        )
         return () if len(owners) == len(self.exports) else owners
 
     @property
     def for_comparison(self) -> frozenset[str]:
         """The tasks whose results do not ship: a model without its edits may be none that can be converted."""
         unedited = {version.unedited for export in self.exports.values() for version in export.versions}
-        needed = set().union(*(self._ancestors(goal) for goal in self.goals if goal not in unedited))
-        return frozenset(self.tasks.keys() - needed) if unedited != {""} else frozenset()
+        beside = unedited | {export.twin for export in self.exports.values()}
+        needed = set().union(*(self._ancestors(goal) for goal in self.goals if goal not in beside))
+        return frozenset(self.tasks.keys() - needed) if beside != {""} else frozenset()
+
+    def choosing(self, exports: Mapping[str, Export]) -> Plan:
+        """The plan with these exports alone, and without the tasks that none of them needs."""
+        kept = replace(self, exports=exports)
+        needed = set().union(*(self._ancestors(goal) for goal in kept.goals))
+        return replace(kept, tasks={key: task for key, task in self.tasks.items() if key in needed})
 
     def _ancestors(self, key: str) -> set[str]:
         return {key}.union(*(self._ancestors(needed) for needed in self.tasks[key].inputs.values()))

@@ -17,7 +17,7 @@ from edgebuild.pipeline.ingest import adopted, load
 from edgebuild.pipeline.plan import Export, Plan, Role, Version
 from edgebuild.pipeline.settings import DataSource
 from edgebuild.pipeline.source_task import model_options, source_task
-from edgebuild.pipeline.target_settings import TargetSettings
+from edgebuild.pipeline.target_settings import TargetSettings, precisions
 from edgebuild.pipeline.task import Source, Task, key
 from edgebuild.pipeline.user_code import code_sources, source_at
 from edgebuild.targets.registry import TARGETS, target
@@ -87,24 +87,55 @@ class _Planner:
         return code_sources("metric", metric, self._project.folder) if ":" in metric else {}
 
     def _export(self, name: str, evaluation: str, models: Sequence[tuple[str, str]]) -> Export:
+        """What a target ships, with what a measurement may choose instead where the target leaves that open."""
         if self._given is None:
-            precision, io = _format(name, self._settings(name))
+            formats = [(precision, _io(name, precision, self._settings(name))) for precision in self._open_to(name)]
         else:
-            precision, io = recognise.precision(self._given), recognise.io_type(self._given)
-        wanted = Wanted(
+            formats = [(recognise.precision(self._given), recognise.io_type(self._given))]
+        common = Wanted(
             name=name,
-            precision=precision,
-            io=io,
+            precision="float32",
+            io="float32",
             settings=self._settings(name),
             folder=self._project.folder,
             samples=evaluation,
             add=self._add,
         )
+        wanted = [replace(common, precision=precision, io=io) for precision, io in formats]
+        first, *others = [self._in_one_format(each, models) for each in wanted]
+        if others:
+            return replace(first, others=tuple(others))
+        return replace(first, twin=self._twin(wanted[0], models[-1]))
+
+    def _open_to(self, name: str) -> tuple[Precision, ...]:
+        """The precisions that a target asks for or leaves open, without those that lack samples to choose from."""
+        found = precisions(name, self._settings(name))
+        if len(found) == 1 or self._config.data.calibration is not None:
+            return found
+        unquantized = tuple(precision for precision in found if precision not in QUANTIZED)
+        if len(unquantized) < 2:
+            raise ConfigError(
+                f"data.calibration: required, since targets.{name}.precision leaves too little choice without it",
+                action="name an .npz of a few hundred typical inputs",
+            )
+        return unquantized
+
+    def _twin(self, wanted: Wanted, model: tuple[str, str]) -> str:
+        """The same model as plain float32, for who would know what quantization does to its time on this machine."""
+        quantized = wanted.precision in (*QUANTIZED, "dynamic")
+        if self._given is not None or not quantized or not TARGETS[wanted.name].HOST_RUNS:
+            return ""
+        title, key = model
+        plain = replace(wanted, precision="float32", io="float32", settings=TargetSettings())
+        return self._artifact(key, plain, f" after {title}" if key != self._ingested else "")
+
+    def _in_one_format(self, wanted: Wanted, models: Sequence[tuple[str, str]]) -> Export:
+        name = wanted.name
         *earlier, last = [self._made(title, model, wanted) for title, model in models]
         versions = [self._weighed(wanted, "weigh", f"weigh {name} {made.title}", made) for made in earlier]
         packaged = self._weighed(wanted, "package", f"package {name}", last)
         emulated = finishing.emulated(wanted, packaged.figures)
-        return Export(precision=precision, io=io, versions=(*versions, packaged), emulated=emulated)
+        return Export(precision=wanted.precision, io=wanted.io, versions=(*versions, packaged), emulated=emulated)
 
     def _weighed(self, wanted: Wanted, stage: str, title: str, made: Version) -> Version:
         """The version with the key of its figures."""
@@ -279,10 +310,8 @@ def _chosen(project: Project, targets: Sequence[str]) -> Sequence[str]:
     return tuple(dict.fromkeys(targets)) or tuple(configured)
 
 
-def _format(name: str, settings: TargetSettings) -> tuple[Precision, IoType]:
-    chosen = TARGETS[name]
-    precision = settings.precision or chosen.PRECISIONS[0]
-    return precision, (settings.io or chosen.IO_TYPES[0]) if precision == "int8" else "float32"
+def _io(name: str, precision: Precision, settings: TargetSettings) -> IoType:
+    return (settings.io or TARGETS[name].IO_TYPES[0]) if precision == "int8" else "float32"
 
 
 def unfit(name: str, settings: TargetSettings, precision: Precision, io: IoType) -> str:

@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final, Literal, TypeAlias
 
+from edgebuild.device_tests.instructions import CountComparison
 from edgebuild.device_tests.latency import Latency
+from edgebuild.device_tests.outputs import DeviceAgreement
 from edgebuild.device_tests.versus import Comparison
 from edgebuild.export.agreement import Agreement
 from edgebuild.export.formats import IoType, Precision
@@ -75,14 +77,69 @@ class NoLatency:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Timed:
-    """An artifact's latency, or why there is none, and that beside a baseline's, where one is named.
+class FloatTwin:
+    """The same model as plain float32 on the same device, by processes of both in turns.
 
-    `is_asked` is whether there is a device to measure on: where nobody names one, no gate for all targets is meant.
+    `ratio` is the artifact's time over the twin's, above 1 where quantization made it slower; `low` to `high` is its
+    interval.
+    """
+
+    latency: Latency
+    ratio: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """A precision that `fastest` could have chosen.
+
+    `ratio` is its time over that of the quickest, 1 for that one, and `low` to `high` its interval; None where it was
+    not measured, or too seldom for one. `why` says what ruled it out, and is empty where nothing did.
+    """
+
+    precision: Precision
+    size_bytes: int | None
+    metric: float | None
+    median_us: float | None
+    ratio: float | None
+    low: float | None
+    high: float | None
+    why: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """What `precision: fastest` took and chose from, on which device and runtime; `notes` are doubts worth reading."""
+
+    taken: Precision
+    candidates: tuple[Candidate, ...]
+    device: str
+    runtime: str
+    notes: tuple[str, ...]
+
+    def __str__(self) -> str:
+        """One line: what was taken, and what the others take of the quickest one's time."""
+        others = (one for one in self.candidates if one.precision != self.taken)
+        told = ", ".join(
+            f"{one.precision} {f'{one.ratio:.3g} times' if one.ratio is not None else one.why}" for one in others
+        )
+        return f"fastest here is {self.taken}; of the quickest one's time {told} (on {self.runtime})"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timed:
+    """An artifact's latency, or why there is none, with all that was measured beside it.
+
+    `against` is the baseline of a gate, where one is named, and `outputs` what another device computes beside this
+    machine. `is_asked` is whether there is a device to measure on: where nobody names one, no gate for all targets is
+    meant.
     """
 
     latency: Latency | NoLatency
-    against: Comparison | NoLatency | None = None
+    twin: FloatTwin | None = None
+    against: Comparison | CountComparison | NoLatency | None = None
+    outputs: DeviceAgreement | NoLatency | None = None
     is_asked: bool = True
 
 
@@ -204,7 +261,8 @@ class TargetReport:
     `ledger` holds the artifact before compression and after each step, and is empty where nothing is compressed. With
     `cut`, where it was asked for, figures of the file and its placement speak of `model.tflite` alone, what the
     accelerator runs; agreement and metric speak of all parts in sequence. `fix` tells of edits, where there
-    were to be some; `gpu_run` of a GPU runtime of the build's machine, where one placed the model.
+    were to be some; `gpu_run` of a GPU runtime of the build's machine, where one placed the model. `against`, `twin`
+    and `device_outputs` are as in `Timed`, and `choice` is of `precision: fastest`.
     """
 
     artifact: str
@@ -232,7 +290,10 @@ class TargetReport:
     fix: Fix | None = None
     gpu_run: GpuRun | None = None
     firmware: FirmwareReport | None = None
-    against: Comparison | NoLatency | None = None
+    against: Comparison | CountComparison | NoLatency | None = None
+    twin: FloatTwin | None = None
+    device_outputs: DeviceAgreement | NoLatency | None = None
+    choice: Choice | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -267,7 +328,8 @@ class ModelReport:
 class Report:
     """A whole build: what was built under `targets`, what was not under `failures`.
 
-    A package that failed on an emulated core stands under `targets`, and that failure under `mcu in QEMU`.
+    A package that failed on an emulated core stands under `targets`, and that failure under `mcu in QEMU`; an artifact
+    with which a device computes wrong likewise, under `cpu on a device`.
     """
 
     schema: str

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Final, TypeAlias
+from typing import Annotated, Final, Literal, TypeAlias
 
 from pydantic import (
     AfterValidator,
@@ -143,12 +143,25 @@ class LatencyGate(Record):
     """Limits on latency, where a device is named or this machine is the target."""
 
     max_ms: Positive | None = None
-    baseline: str | None = Field(default=None, description="a .tflite that is measured beside the artifact, in turns")
+    baseline: str | None = Field(
+        default=None,
+        description="a .tflite that is measured beside the artifact, in turns; or a file of `profile --save-baseline`; "
+        "{target} in it stands for the target's name",
+    )
+    by: Literal["time", "instructions"] = Field(
+        default="time", description="what is held to the baseline: instructions, by callgrind, repeat on a busy machine"
+    )
     max_regression: Annotated[float, Field(gt=0), BeforeValidator(_share)] = Field(
         default=0.05, description="how much slower than the baseline it may be: 5% or 0.05"
     )
     confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
     budget_s: Positive = Field(default=60.0, description="until a comparison ends undecided")
+
+    @model_validator(mode="after")
+    def _by_is_of_a_baseline(self) -> LatencyGate:
+        if self.by == "instructions" and self.baseline is None:
+            raise ValueError("by: instructions of what? Name a .tflite as baseline")
+        return self
 
 
 class Gates(Record):

@@ -118,7 +118,10 @@ class TargetSettings(Record):
 
     model_config = ConfigDict(json_schema_extra=or_a("null"), serialize_by_alias=True)
 
-    precision: Precision | None = Field(default=None, description="the target's own default where absent")
+    precision: Literal[Precision, "fastest"] | None = Field(
+        default=None,
+        description="the target's own default where absent; `fastest` is measured, among those that pass the gates",
+    )
     io: IoType | None = Field(default=None, description="input and output type of int8 models")
     max_size_kib: Positive | None = None
     max_latency_ms: Positive | None = None
@@ -222,6 +225,7 @@ def least(*limits: float | None) -> float | None:
     return min((limit for limit in limits if limit is not None), default=None)
 
 
+FASTEST: Final = "fastest"
 NPU_GATES: Final = ("max_cycles", "max_sram_kib", "max_cpu_operators")
 
 
@@ -233,8 +237,31 @@ def refusals(name: str, settings: TargetSettings) -> Iterator[str]:
     yield from (line for key, check in _CHECKS.items() if key not in foreign for line in check(name, settings))
 
 
+def precisions(name: str, settings: TargetSettings) -> tuple[Precision, ...]:
+    """The precision that a target asks for; those that it leaves the choice of, the default first.
+
+    `settings` are such as the target takes.
+    """
+    if settings.precision != FASTEST:
+        return (settings.precision or TARGETS[name].PRECISIONS[0],)
+    each = {precision: settings.model_copy(update={"precision": precision}) for precision in TARGETS[name].PRECISIONS}
+    return tuple(precision for precision, one in each.items() if not any(refusals(name, one)))
+
+
+def _fastest_refusals(name: str, settings: TargetSettings) -> Iterator[str]:
+    if TARGETS[name].FLASHED:
+        yield f"{name}.precision: fastest is picked by measurement, and nothing here can measure on a {name}"
+    elif len(found := precisions(name, settings)) < 2:
+        yield f"{name}.precision: there is no choice for fastest, since with these settings {name} takes " + (
+            ", ".join(found) or "none"
+        )
+
+
 def _format_refusals(name: str, settings: TargetSettings) -> Iterator[str]:
     target = TARGETS[name]
+    if settings.precision == FASTEST:
+        yield from _fastest_refusals(name, settings)
+        return
     precision = settings.precision or target.PRECISIONS[0]
     if settings.precision and settings.precision not in target.PRECISIONS:
         yield f"{name}.precision: {name} takes {', '.join(target.PRECISIONS)}, not {settings.precision}"
@@ -265,7 +292,7 @@ def _foreign(name: str, settings: TargetSettings) -> Iterator[str]:
 
 def _unpacked(name: str, settings: TargetSettings) -> Iterator[str]:
     precision, takes = settings.precision or TARGETS[name].PRECISIONS[0], TARGETS[name].SPARSE
-    if settings.sparse and precision not in takes:
+    if settings.sparse and precision not in (*takes, FASTEST):
         yield f"{name}.sparse: {name} takes it for {', '.join(takes)}, not {precision}"
 
 

@@ -64,7 +64,7 @@ def test_the_demos_files_stay_small() -> None:
 
 def test_a_build_is_plain_lines_where_there_is_no_terminal(digits: Build) -> None:
     assert "\x1b" not in digits.ended.stderr
-    assert "\n  + measure cpu latency in 6 processes\n" in digits.ended.stderr
+    assert "\n  + measure cpu latency beside float32's in 6 processes\n" in digits.ended.stderr
     assert digits.ended.stdout.startswith("target ")
     assert "target " not in digits.ended.stderr
 

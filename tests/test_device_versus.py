@@ -25,6 +25,7 @@ from edgebuild.device_tests.versus import (
     Verdict,
     against,
     compare,
+    compare_kept,
     compare_models,
     judge,
     ratio_interval,
@@ -140,7 +141,7 @@ def test_samples_in_blocks_of_one_process_each_in_random_order() -> None:
     found = device.compared()
     blocks = pairs(device.asked)
     assert set(blocks) == {("a", "b"), ("b", "a")}
-    assert (found.blocks, found.processes) == (len(blocks), len(device.asked))
+    assert (found.blocks, 2 * found.blocks) == (len(blocks), len(device.asked))
 
 
 def pairs(names: list[str]) -> list[tuple[str, str]]:
@@ -214,6 +215,36 @@ def test_interval_is_a_bootstraps_over_blocks_give_or_take_two_ranks() -> None:
 def test_rejects_a_comparison_that_makes_no_sense(settings: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="no comparison has"):
         Device(seed=0).compared(**settings)
+
+
+def kept_against(ratio: float, seed: int) -> Comparison:
+    """A model of that ratio against another's forty processes of an earlier day, when the device was the same."""
+    before, now = (Device(seed=2 * seed + day, ratio=ratio, noise=0.03, drift=0.0) for day in (0, 1))
+    kept = [before.median_us("a") for _ in range(40)]
+    return compare_kept(kept, lambda: now.median_us("b"), budget_s=BUDGET_S, clock=now.clock)
+
+
+@pytest.mark.parametrize(("ratio", "verdict"), [(1.0, "same"), (1.2, "slower"), (1 / 1.2, "faster")])
+def test_what_was_kept_tells_as_much_as_it_says(ratio: float, verdict: Verdict) -> None:
+    found = [kept_against(ratio, seed) for seed in range(ROUNDS)]
+    assert sum(not c.low <= ratio <= c.high for c in found) <= MOST_FALSE
+    told = Counter(c.verdict for c in found)
+    assert told[verdict] >= 0.9 * ROUNDS
+    assert sum(told.values()) - told[verdict] - told["inconclusive"] <= MOST_FALSE
+
+
+def test_times_that_were_kept_are_too_few_below_seven() -> None:
+    found = compare_kept([100.0] * 6, lambda: 200.0, budget_s=1e9, clock=lambda: 0.0)
+    assert (found.verdict, found.ratio, found.high) == ("inconclusive", 2.0, math.inf)
+    assert found.notes == ("too few processes for an interval: the baseline's 6",)
+    assert compare_kept([100.0] * 7, lambda: 200.0, budget_s=1e9, clock=lambda: 0.0).verdict == "slower"
+
+
+def test_times_that_were_kept_need_enough_new_ones() -> None:
+    device = Device(seed=1, process_s=10.0)
+    found = compare_kept([100.0] * 20, lambda: device.median_us("b"), budget_s=BUDGET_S, clock=device.clock)
+    assert found.notes == (f"too few processes for an interval: {found.blocks} before the budget ended",)
+    assert (found.verdict, found.kept, found.blocks) == ("inconclusive", True, 6)
 
 
 @dataclass

@@ -59,6 +59,7 @@ def test_one_model_with_other_gates_is_one_conversion(folder: Path) -> None:
     assert sorted(stage for _, stage in ran) == [
         "calibrate",
         "convert float16",
+        "convert float32",
         "convert int8",
         "convert int8",
         "ingest",

@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("calibration", "device_tests", "export", "pipeline", "targets")
-DATA = (".yaml", ".json", ".html", ".h5", ".npz", ".c", ".cc", ".h", ".ld", ".md", ".txt", "py.typed")
+DATA = (".yaml", ".json", ".html", ".css", ".h5", ".npz", ".c", ".cc", ".h", ".ld", ".md", ".txt", "py.typed")
 
 
 @pytest.fixture(scope="module")

@@ -79,7 +79,7 @@ def _built(
     from edgebuild.pipeline import report as reports
 
     with narrator.running():
-        result = building.build(project, out, on_event=narrator.on_event, on_latency=narrator.on_latency, **options)
+        result = building.build(project, out, on_event=narrator.on_event, listener=narrator.listener, **options)
     exports.write(result.report, out, files or {})
     console.show_report(result.report, narrator, on_stdout=not as_json)
     if options.get("explain"):

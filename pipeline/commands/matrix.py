@@ -20,7 +20,7 @@ def matrix(file: Path, *, jobs: int | None, scheduler: str | None, as_json: bool
     console.show_notes(doubts, narrator.console)
     with cluster.runner(scheduler, jobs) as runner, narrator.running():
         result = building.build(
-            entries, jobs=jobs, runner=runner, on_event=narrator.on_event, on_latency=narrator.on_latency
+            entries, jobs=jobs, runner=runner, on_event=narrator.on_event, listener=narrator.listener
         )
     reports = {name: built.report for name, built in result.builds.items()}
     console.show_matrix(reports, narrator, on_stdout=not as_json)

@@ -1,0 +1,119 @@
+"""The race between several models on simulated devices, whose true ratios are known."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pytest
+from device_samples import DEVICE, SAMPLE
+
+from edgebuild.device_tests.errors import DeviceError
+from edgebuild.device_tests.race import Placed, beside, race
+from edgebuild.device_tests.sample import ProcessSample
+from edgebuild.device_tests.transport import DeviceFingerprint, RunRequest
+from edgebuild.device_tests.versus import FIRST_LOOK, LOOK_SIZES
+
+PROCESS_S = 0.35
+ROUNDS = 200
+
+
+@dataclass
+class Device:
+    """A device with a clock of its own that drifts; a model's true time is that of its name in `true_us`."""
+
+    true_us: dict[str, float]
+    seed: int = 0
+    noise: float = 0.03
+    drift: float = 0.3
+    now_s: float = 0.0
+    broken: tuple[str, ...] = ()
+    asked: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.chance = random.Random(self.seed)  # noqa: S311 - no secret
+
+    def fingerprint(self) -> DeviceFingerprint:
+        return DEVICE
+
+    def run(self, model: Path, request: RunRequest, timeout_s: float) -> ProcessSample:
+        self.asked.append(model.stem)
+        self.now_s += PROCESS_S
+        if model.stem in self.broken:
+            raise DeviceError(f"{model} did not run {request.threads} threads within {timeout_s} s")
+        spoilt = self.chance.uniform(1.2, 1.6) if self.chance.random() < 0.1 else 1.0
+        slow = 1 + self.drift * self.now_s / 60
+        return replace(
+            SAMPLE, median_us=self.true_us[model.stem] * slow * spoilt * self.chance.lognormvariate(0, self.noise)
+        )
+
+    def raced(self) -> dict[str, Placed]:
+        names = {name: Path(f"{name}.tflite") for name in self.true_us}
+        return race(names, self, seed=self.seed, clock=lambda: self.now_s)
+
+
+def unbeaten(found: dict[str, Placed]) -> set[str]:
+    return {name for name, placed in found.items() if not placed.is_beaten}
+
+
+def leader(found: dict[str, Placed]) -> str:
+    (name,) = (name for name, placed in found.items() if placed.ratio is None and placed.failure is None)
+    return name
+
+
+def test_the_fastest_leads_and_the_slower_ones_are_beaten() -> None:
+    true_us = {"float32": 130.0, "int8": 100.0, "dynamic": 160.0, "float16": 131.0}
+    found = [Device(true_us, seed=seed).raced() for seed in range(ROUNDS)]
+    assert Counter(map(leader, found)) == {"int8": ROUNDS}
+    assert sum(unbeaten(one) == {"int8"} for one in found) >= 0.95 * ROUNDS
+
+
+def test_two_that_are_alike_are_never_told_apart_for_good() -> None:
+    found = [Device({"a": 100.0, "b": 100.0, "c": 150.0}, seed=seed).raced() for seed in range(ROUNDS)]
+    assert sum(unbeaten(one) == {"a", "b"} for one in found) >= 0.95 * ROUNDS
+
+
+def test_who_is_hopeless_runs_once_and_who_is_beaten_no_more() -> None:
+    device = Device({"a": 100.0, "b": 500.0, "c": 150.0})
+    found = device.raced()
+    runs = Counter(device.asked)
+    assert (runs["a"], runs["b"], runs["c"]) == (FIRST_LOOK, 1, FIRST_LOOK)
+    assert found["b"].is_beaten
+    assert found["c"].ratio is not None
+    assert found["c"].ratio.low < 1.5 < found["c"].ratio.high
+
+
+def test_who_can_not_run_is_out_and_told() -> None:
+    found = Device({"a": 100.0, "b": 50.0}, broken=("b",)).raced()
+    assert leader(found) == "a"
+    assert found["b"].is_beaten
+    assert "did not run" in str(found["b"].failure)
+
+
+def test_where_none_runs_there_is_no_race() -> None:
+    with pytest.raises(DeviceError, match="did not run"):
+        Device({"a": 100.0, "b": 50.0}, broken=("a", "b")).raced()
+    with pytest.raises(ValueError, match="no model"):
+        Device({}).raced()
+
+
+def test_it_ends_with_the_budget_where_nothing_can_be_told() -> None:
+    device = Device({"a": 100.0, "b": 104.0}, noise=0.5)
+    found = device.raced()
+    assert device.now_s <= 60
+    assert unbeaten(found) == {"a", "b"}
+    assert len(device.asked) > 2 * LOOK_SIZES[2]
+
+
+def test_a_model_is_timed_beside_another_in_turns() -> None:
+    device = Device({"int8": 120.0, "float32": 100.0}, noise=0.001, drift=0.0)
+    device.chance.seed(1)
+    ours, theirs, found = beside(Path("int8.tflite"), Path("float32.tflite"), device)
+    assert (ours.processes, theirs.processes, len(device.asked)) == (6, 6, 12)
+    assert found.low <= found.median <= found.high
+    assert found.median == pytest.approx(1.2, rel=0.1)
+    assert {frozenset(pair) for pair in zip(device.asked[::2], device.asked[1::2], strict=True)} == {
+        frozenset(("int8", "float32"))
+    }
