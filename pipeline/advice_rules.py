@@ -16,7 +16,7 @@ from edgebuild.pipeline.report import Entry, MeasuredAgreement, NoLatency
 if TYPE_CHECKING:
     from edgebuild.pipeline.advice import Facts, Margin
     from edgebuild.pipeline.costs import OperatorCost
-    from edgebuild.pipeline.report import MetricFigure, TargetReport
+    from edgebuild.pipeline.report import FloatTwin, MetricFigure, TargetReport
 from edgebuild.targets.gpu.half import OUTSIDE
 from edgebuild.targets.placement import Unmapped
 
@@ -113,6 +113,11 @@ def _is_all(margin: Margin) -> bool:
 
 def _is_sparse(f: Facts) -> bool:
     return (f.report.sparsity.value or 0) >= _SPARSE and f.stores_zeros
+
+
+def _slower_than_float(f: Facts) -> FloatTwin | None:
+    twin = f.report.twin
+    return twin if twin is not None and twin.low > 1 else None
 
 
 def _doubts(f: Facts) -> str:
@@ -234,10 +239,11 @@ RULES: Final[tuple[Rule, ...]] = (
         why="{f.report.sparsity.value:.0%} of the weights are zero, and are stored and multiplied like any other",
     ),
     Rule(
-        name="int8 can be slower",
-        finds=lambda f: f.report.precision == "int8" and f.can_be("float32") and isinstance(f.report.latency, Latency),
-        do="measure float32 too: edgebuild -t {f.name} --set targets.{f.name}.precision=float32 -o another_folder",
-        why="tflite-runtime's int8 kernels can be slower than its float ones, on x86 above all",
+        name="quantized is slower",
+        finds=_slower_than_float,
+        do="let a measurement pick: --set targets.{f.name}.precision=fastest, with a gate on the metric",
+        why="{f.report.precision} takes {it.ratio:.2f} times the time of float32 there, {it.low:.2f} to {it.high:.2f}, "
+        "with {it.latency.runtime}",
     ),
     Rule(
         name="converts at both ends",

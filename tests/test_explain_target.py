@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 from conftest import Build, Ended
+from device_samples import DEVICE, SAMPLE
 
-from edgebuild.device_tests.latency import Latency
+from edgebuild.device_tests.latency import Latency, summarize
 from edgebuild.export import flatbuffer
 from edgebuild.pipeline import costs, finished, inspection
 from edgebuild.pipeline.advice import Explanation, Facts, advise, explain, margins
@@ -22,6 +23,7 @@ from edgebuild.pipeline.fitting.records import Cut, PartFile
 from edgebuild.pipeline.report import (
     Entry,
     FailureReport,
+    FloatTwin,
     GateResult,
     MeasuredAgreement,
     MetricFigure,
@@ -48,7 +50,9 @@ def facts(kws: Build) -> Facts:
     found = explained(kws, "cpu").facts
     latency = found.report.latency
     assert isinstance(latency, Latency)
-    report = replace(found.report, latency=replace(latency, notes=()), io="int8", precision="float32", gates=CALM)
+    report = replace(
+        found.report, latency=replace(latency, notes=()), io="int8", precision="float32", gates=CALM, twin=None
+    )
     return replace(found, report=report, others={}, margins=margins(report))
 
 
@@ -197,6 +201,10 @@ def noisy(facts: Facts) -> Facts:
     return changed(latency=replace(facts.report.latency, notes=("the device was busy",)))(facts)
 
 
+SLOWER_THAN_FLOAT: dict[str, Any] = {
+    "precision": "int8",
+    "twin": FloatTwin(latency=summarize([SAMPLE], DEVICE, threads=1), ratio=1.2, low=1.1, high=1.3),
+}
 NO_METRIC: dict[str, Any] = {
     "float": None,
     "target": None,
@@ -228,7 +236,7 @@ CASES: dict[str, tuple[Callable[[Facts], Facts], str]] = {
     "memory peaks": (changed(gates=(*CALM, gate("max_arena_kib", "fail", 10, 40))), "smaller"),
     "zeros save nothing": (lambda f: replace(changed(sparsity=measured(0.5))(f), name="mcu"), "compressed"),
     "zeros can be left out": (changed(sparsity=measured(0.5)), "targets.cpu.sparse=true"),
-    "int8 can be slower": (changed(precision="int8"), "targets.cpu.precision=float32"),
+    "quantized is slower": (changed(**SLOWER_THAN_FLOAT), "targets.cpu.precision=fastest"),
     "converts at both ends": (changed(precision="int8", io="float32"), "targets.cpu.io: int8"),
     "doubtful latency": (noisy, "edgebuild profile"),
     "no latency": (changed(latency=NoLatency(note="no device")), "time it on the device"),
