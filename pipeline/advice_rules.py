@@ -117,7 +117,7 @@ def _is_sparse(f: Facts) -> bool:
 
 def _slower_than_float(f: Facts) -> FloatTwin | None:
     twin = f.report.twin
-    return twin if twin is not None and twin.low > 1 else None
+    return twin if twin is not None and twin.is_faster else None
 
 
 def _doubts(f: Facts) -> str:

@@ -235,7 +235,7 @@ def _doubts(run: GpuRun | None, fix: Fix | None, placement: Placement) -> Iterat
 
 def _timing_notes(precision: Precision, timed: Timed) -> Iterator[str]:
     twin = timed.twin
-    if twin is not None and twin.low > 1:
+    if twin is not None and twin.is_faster:
         yield (
             f"{precision} is slower than float32 here: {twin.ratio:.2f} times its time, {twin.low:.2f} to "
             f"{twin.high:.2f}, with {twin.latency.runtime}; precision: fastest picks by measurement"

@@ -89,6 +89,11 @@ class FloatTwin:
     low: float
     high: float
 
+    @property
+    def is_faster(self) -> bool:
+        """Whether it surely is; of a device that an emulator plays nobody knows."""
+        return self.low > 1 and self.latency.evidence == "measured"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:

@@ -13,7 +13,9 @@ from typing import Final
 
 from edgebuild.calibration.errors import Failure
 from edgebuild.device_tests import registry
+from edgebuild.device_tests.errors import DeviceError
 from edgebuild.device_tests.race import Placed, race
+from edgebuild.device_tests.transport import DeviceFingerprint
 from edgebuild.export.formats import Precision
 from edgebuild.pipeline import assemble, devices
 from edgebuild.pipeline.config import Project
@@ -125,12 +127,21 @@ class _Choosing:
         models = {one: runnable(self.outcome, exports[one], exports[one].versions[-1]) for one in who}
         title = f"{self.name} latency as {', '.join(models)}"
         with registry.opened(self.device.address, python=self.device.python, on_wait=self.listener.wait) as transport:
+            self._require_real(transport.fingerprint())
             return race(
                 models,
                 transport,
                 request=devices.request(self.device),
                 margin=MARGIN,
                 on_block=lambda done: self.listener.process(title, done, 0),
+            )
+
+    def _require_real(self, device: DeviceFingerprint) -> None:
+        if device.emulator:
+            raise DeviceError(
+                f"the fastest precision of {self.name} can't be told on {self.device.address}",
+                cause=f"{device.emulator} plays the device, and its times say nothing of a real one",
+                action="name a precision, or a real device",
             )
 
     def _notes(
