@@ -13,12 +13,14 @@ from xml.etree import ElementTree as ET
 import pytest
 
 from edgebuild.device_tests.latency import Latency
+from edgebuild.device_tests.outputs import DeviceAgreement
 from edgebuild.pipeline import gates, page
 from edgebuild.pipeline.errors import EXIT_CODES, GATE_EXIT_CODES, INTERRUPTED, OK
 from edgebuild.pipeline.report import (
     SCHEMA,
     CompressionReport,
     FailureReport,
+    FloatTwin,
     MeasuredAgreement,
     MetricFigure,
     ModelReport,
@@ -224,6 +226,33 @@ def test_what_is_unavailable_says_why_in_visible_text() -> None:
 
 def test_a_doubtful_latency_says_so_in_the_summary_and_in_the_details() -> None:
     assert shown(replace(REPORT, targets={"gpu": TARGET})).text.count(LATENCY.notes[0]) == 2
+
+
+def test_what_was_measured_beside_a_latency_stands_below_it() -> None:
+    twin = FloatTwin(latency=replace(LATENCY, median_us=750.0), ratio=2.0, low=1.9, high=2.1)
+    same = DeviceAgreement(
+        exact=False,
+        promised_exact=False,
+        max_steps=3.0,
+        rms_steps=0.2,
+        limit_steps=16.0,
+        differing=0.01,
+        top1=1.0,
+        n=32,
+        verdict="close",
+        note="aarch64 beside x86_64",
+    )
+    text = " ".join(
+        shown(replace(REPORT, targets={"cpu": replace(TARGET, twin=twin, device_outputs=same)})).text.split()
+    )
+    assert "The same model in float32 takes 750.0 µs there" in text
+    assert "takes 2 times that, 1.9 to 2.1." in text
+    assert "for 32 samples are at most 3 steps from this machine's: aarch64 beside x86_64." in text
+    exact = replace(same, exact=True)
+    assert (
+        "this machine's, bit for bit"
+        in shown(replace(REPORT, targets={"cpu": replace(TARGET, device_outputs=exact)})).text
+    )
 
 
 def test_values_stand_with_their_units() -> None:
