@@ -238,6 +238,16 @@ def test_a_build_says_that_int8_is_slower_than_float32_here(digits: Build) -> No
     assert bool(said) == (twin["low"] > 1)
 
 
+def test_an_earlier_figure_stands_for_no_other_number_of_threads(digits: Build, run: Run, tmp_path: Path) -> None:
+    command = ("-t", "cpu", "-o", tmp_path / "out", "--json")
+    first, again, two = (
+        run(*command, *more, cwd=digits.folder).report["targets"]["cpu"]
+        for more in ((), (), ("--set", "devices={here: {threads: 2}}", "--set", "targets.cpu.device=here"))
+    )
+    assert (again["latency"], again["twin"]) == (first["latency"], first["twin"])
+    assert two["latency"]["threads"] == two["twin"]["latency"]["threads"] == 2
+
+
 def test_the_fastest_that_passes_the_gates_is_measured_and_taken(digits: Build, run: Run, tmp_path: Path) -> None:
     out = tmp_path / "out"
     asked = ("--set", "targets.cpu.precision=fastest", "--set", "gates.max_metric_drop=0.0001", "--json")

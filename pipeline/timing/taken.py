@@ -190,7 +190,7 @@ class _Taking:
         return Store.holding(next(iter(self.outcome.results.values()))).root
 
     def _known(self, model: Path, transport: Transport) -> Latency | None:
-        """The figure of the report in `out` for these very bytes on a machine of this kind, with its time beside it.
+        """The figure of the report in `out` for these very bytes, measured so on a machine of this kind.
 
         The store never gives a latency, and another device may be another one behind the same name.
         """
@@ -199,7 +199,10 @@ class _Taking:
         entries: list[TargetReport | Entry] = [self.before, *(e for e in self.before.ledger if isinstance(e, Entry))]
         known = {entry.sha256: entry.latency for entry in entries if isinstance(entry.latency, Latency)}
         before = known.get(digest_file(model)) if known else None
-        return before if before is not None and before.device == str(transport.fingerprint()) else None
+        if before is None or self.device.delegate_options:
+            return None
+        now = (str(transport.fingerprint()), self.device.threads, self.device.delegate)
+        return before if now == (before.device, before.threads, before.delegate) else None
 
     def _measured(self, title: str, model: Path, transport: Transport) -> Latency | NoLatency:
         try:
