@@ -314,6 +314,7 @@ def test_ctrl_c_ends_the_command_there_and_tidies_up(device: Callable[..., AdbDa
         pid, tidied = daemon.root / "pid", daemon.root / "tidied"
         script = f"echo $$ >{pid}.new; mv {pid}.new {pid}; sleep 99; true"
         program = f"""\
+import signal; signal.signal(signal.SIGINT, signal.default_int_handler)  # A background job ignores it.
 from edgebuild.device_tests.adb import AdbLink
 AdbLink("adb://{daemon.address}").run({script!r}, 60, lost="mkdir {tidied}")
 """

@@ -270,6 +270,7 @@ def test_a_peer_that_freezes_is_found_out_and_leaves_nothing_when_it_wakes(
 
 
 _MEASURE: Final = """\
+import signal
 import sys
 from pathlib import Path
 from edgebuild.device_tests.device import RemoteTransport
@@ -277,6 +278,7 @@ from edgebuild.device_tests.ssh import SshLink
 from edgebuild.device_tests.stay import Stay
 from edgebuild.device_tests.transport import RUNNER, RunRequest
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # A background job ignores it.
 uri, config, runner, model = sys.argv[1:]
 link = SshLink(uri, config=Path(config))
 transport = RemoteTransport(Stay(link), python=sys.executable, runner=Path(runner))

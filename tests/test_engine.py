@@ -313,7 +313,6 @@ def test_workers_end_with_the_build(store: Store) -> None:
 def test_an_interrupt_ends_the_workers_and_keeps_the_store(tmp_path: Path) -> None:
     script = (
         f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
-        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # A shell's background ignores it.
         "import test_engine as t, pathlib, stand_ins\n"
         "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # A background job ignores it.
         "from edgebuild.pipeline.cli import run\n"
