@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 import pytest
+import valgrind_stand_in
 
 from edgebuild.device_tests.errors import DeviceError
 from edgebuild.device_tests.instructions import REPEATABILITY, Instructions, against, count
@@ -27,21 +28,6 @@ FOUND: Final = Instructions(
     device="aarch64, Test Board, 4 cores",
     model_sha256="00",
 )
-# Runs what it is told to, and counts by the formula given: `runs` inferences, in the process of number `process`.
-VALGRIND: Final = """\
-#!{python}
-import json, pathlib, subprocess, sys
-if sys.argv[1:] == ["--version"]:
-    sys.exit(print("valgrind-0.1"))
-command = [word for word in sys.argv[1:] if not word.startswith("-")]
-code = subprocess.call(command)
-runs = json.loads(command[-1])["min_runs"]
-number = pathlib.Path({folder!r}, "number")
-process = int(number.read_text()) + 1 if number.exists() else 1
-number.write_text(str(process))
-pathlib.Path("callgrind.out").write_text("summary: 1\\ntotals: " + str({formula}) + "\\n")
-sys.exit(code)
-"""
 FAKE_RUNNER: Final = """\
 import hashlib, json, sys
 asked = json.loads(sys.argv[1])
@@ -75,11 +61,9 @@ def stay(tmp_path: Path) -> Iterator[Stay]:
 
 def counted(stay: Stay, model: Path, formula: str, *, repeats: int = 2, runner: str = FAKE_RUNNER) -> Instructions:
     """What `count` finds with a valgrind that counts by this formula."""
-    folder = model.parent
-    program, fake = folder / "bin" / "valgrind", folder / "fake_runner.py"
-    program.write_text(VALGRIND.format(python=sys.executable, folder=str(folder), formula=formula))
-    program.chmod(0o755)
+    fake = model.parent / "fake_runner.py"
     fake.write_text(runner)
+    valgrind_stand_in.put(model.parent / "bin", formula)
     return count(stay, model, python=sys.executable, repeats=repeats, runner=fake)
 
 
@@ -104,8 +88,8 @@ def test_counts_a_real_model_within_half_a_per_cent_run_to_run() -> None:
 def test_an_inference_is_what_more_of_them_take_more(stay: Stay, model: Path) -> None:
     found = counted(stay, model, "10**9 + 5_000_000 * runs")
     assert (found.per_inference, found.repeats, found.spread) == (5e6, (5e6, 5e6), 0.0)
-    assert (found.runtime, found.valgrind) == ("fake 1", "valgrind-0.1")
-    assert (model.parent / "number").read_text() == "4"
+    assert (found.runtime, found.valgrind) == ("fake 1", valgrind_stand_in.VERSION)
+    assert (model.parent / "bin" / "number").read_text() == "4"
 
 
 def test_few_instructions_are_run_until_they_stand_out(stay: Stay, model: Path) -> None:

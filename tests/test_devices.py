@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-import shutil
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import valgrind_stand_in
 from conftest import Build, Ended
 from pydantic import ValidationError
 
@@ -142,8 +143,10 @@ def test_a_runtime_that_can_not_be_had_is_told_in_its_row(digits: Build, run: Ru
     assert "tflite-runtime" in ended.stdout
 
 
-@pytest.mark.skipif(shutil.which("valgrind") is None, reason="no valgrind here: apt-get install valgrind")
-def test_instructions_are_counted_whatever_else_runs(digits: Build, run: Run) -> None:
-    ended = run("profile", "build/cpu/model.tflite", "--instructions", "--json", cwd=digits.folder)
+def test_instructions_are_counted_by_the_valgrind_of_the_device(digits: Build, run: Run, tmp_path: Path) -> None:
+    number = valgrind_stand_in.put(tmp_path, "10**9 + 5_000_000 * runs")
+    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+    ended = run("profile", "build/cpu/model.tflite", "--instructions", "--json", cwd=digits.folder, PATH=path)
     assert ended.code == 0, ended.stderr
-    assert json.loads(ended.stdout)["per_inference"] > 10_000
+    assert (ended.report["per_inference"], ended.report["valgrind"]) == (5e6, valgrind_stand_in.VERSION)
+    assert number.read_text() == "4"

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import faulthandler
-import os
-import signal
-from collections.abc import Sequence
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import flatbuffers_made as made
 import numpy as np
 import pytest
+import tflm_words
 from ai_edge_litert import schema_py_generated as schema
-from numpy.typing import NDArray
+from tflm_words import Said
 
 from edgebuild.calibration.errors import Failure
 from edgebuild.export.errors import ModelError
@@ -130,29 +127,10 @@ def test_types_that_a_kernel_lacks_are_refused_as_operators(kind: str, dtype: st
     assert does in why.action
 
 
-def said(model: bytes, ones: Sequence[NDArray[Any]] = ()) -> str:
-    """What TFLM says on the way to a first inference, with `ran` where it got there; it may crash on the way."""
-    from tflite_micro import runtime
-
-    reader, writer = os.pipe()
-    child = os.fork()
-    if child == 0:
-        faulthandler.disable()  # A crash is an answer.
-        signal.alarm(60)
-        os.dup2(writer, 2)
-        try:
-            interpreter = runtime.Interpreter.from_bytes(model, arena_size=2**20)
-            for position, array in enumerate(ones):
-                interpreter.set_input(array, position)
-            interpreter.invoke()
-            os.write(2, b"ran")
-        finally:
-            os._exit(0)
-    os.close(writer)
-    with os.fdopen(reader, "rb") as words:
-        heard = words.read().decode("utf-8", "replace")
-    os.waitpid(child, 0)
-    return heard
+@pytest.fixture(scope="module")
+def said() -> Iterator[Said]:
+    with tflm_words.listening() as said:
+        yield said
 
 
 def alone(kind: str, dtype: str = "INT8", *, inputs: int = 1) -> bytes:
@@ -167,7 +145,7 @@ def alone(kind: str, dtype: str = "INT8", *, inputs: int = 1) -> bytes:
 
 
 @needs_tflm
-def test_tflm_registers_the_operators_of_the_table_and_no_other() -> None:
+def test_tflm_registers_the_operators_of_the_table_and_no_other(said: Said) -> None:
     every = set(vars(schema.BuiltinOperator)) - {"CUSTOM", "PLACEHOLDER_FOR_GREATER_OP_CODES"}
     kinds = sorted(kind for kind in every if kind.isupper())
     assert len(kinds) > 200
@@ -185,7 +163,7 @@ PLAIN = {
 @pytest.mark.parametrize(
     ("inputs", "kind"), [(count, kind) for count, kinds in PLAIN.items() for kind in kinds.split()]
 )
-def test_the_table_promises_a_type_exactly_where_tflm_computes_in_it(inputs: int, kind: str) -> None:
+def test_the_table_promises_a_type_exactly_where_tflm_computes_in_it(inputs: int, kind: str, said: Said) -> None:
     for dtype in ("FLOAT32", "INT8", "INT16", "UINT8", "INT32"):
         model = alone(kind, dtype, inputs=inputs)
         heard = said(model, [np.ones((1, 4), dtype.lower())] * inputs)  # Some refuse negative numbers.
