@@ -17,8 +17,9 @@ SWIFTSHADER := $(abspath $(GPU))/swiftshader/usr/lib/chromium
 demo: $(READY)
 	$(BIN)/edgebuild demo
 
+# Two processes, each with whole files of tests, whose fixtures are then made once. A plain `pytest` runs them in one.
 test: $(TORCH)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 test-gpu: $(READY)
 	@if $(MAKE) --no-print-directory $(GPU)/.ready; then \

@@ -16,7 +16,8 @@ import pytest
 from hypothesis import settings
 
 # A GPU runtime of the developer's own is asked where a test says so; elsewhere rules predict, on every machine alike.
-LITERT = os.environ.pop("EDGEBUILD_LITERT", "")
+# Kept under another name for processes of pytest-xdist, whose environment is that of the one which read this first.
+LITERT = os.environ.setdefault("LITERT_OF_TESTS", os.environ.pop("EDGEBUILD_LITERT", ""))
 os.environ.pop("EDGEBUILD_GPU_DELEGATE", None)
 os.environ["XDG_DATA_HOME"] = "/nonexistent"
 

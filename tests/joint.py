@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
+
+from servers import free_port
 
 from edgebuild.calibration.errors import Failure
 from edgebuild.pipeline.compress.settings import Compression, Finetune, Prune
@@ -26,7 +27,6 @@ AT_ONCE: Final = -1
 # An odd batch, whose shares are not equal.
 ALONE: Final = Finetune(epochs=EPOCHS, early_stop=EPOCHS, validation=0.2, batch=31, learning_rate=5e-3)
 TOGETHER: Final = ALONE.model_copy(update={"strategy": "multi_worker"})
-_PORTS: Final = iter(range(20000 + os.getpid() % 60 * 200, 32000))  # Below those that whoever connects is given.
 
 
 def task_over(folder: Path) -> Task:
@@ -41,17 +41,7 @@ _INPUTS: Final = {"model": "model", "source": "model", "samples": "samples"}
 
 def addresses(count: int, host: str = "127.0.0.1") -> tuple[str, ...]:
     """Free ports of this machine, others each time."""
-    return tuple(f"{host}:{next(_free())}" for _ in range(count))
-
-
-def _free() -> Iterator[int]:
-    for port in _PORTS:
-        with socket.socket() as probe:
-            try:
-                probe.bind(("", port))
-            except OSError:
-                continue
-        yield port
+    return tuple(f"{host}:{free_port()}" for _ in range(count))
 
 
 def config(workers: Sequence[str], index: int) -> str:

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Final
 
 TESTS: Final = Path(__file__).parent
+# Below those that whoever connects is given, and elsewhere in processes that run beside this one.
+_PORTS: Final = iter(range(20000 + os.getpid() % 60 * 200, 32000))
 _CLUSTER: Final = """\
 import sys
 from distributed import LocalCluster
@@ -88,11 +90,15 @@ def s3() -> Iterator[dict[str, str]]:
 
 
 def free_port() -> int:
-    """A port that nothing listens on."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
+    """A port of this machine that nothing listens on, another one each time."""
+    for port in _PORTS:
+        with socket.socket() as probe:
+            try:
+                probe.bind(("", port))
+            except OSError:
+                continue
         return port
+    raise OSError("no port is free")
 
 
 def _wait_for(port: int) -> None:
