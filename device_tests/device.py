@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from edgebuild.device_tests.environment import PACKAGES
-from edgebuild.device_tests.errors import DeviceError
+from edgebuild.device_tests.errors import DeviceError, ModelRunError
 from edgebuild.device_tests.link import Ended, last_words
 from edgebuild.device_tests.sample import ProcessSample, read_sample
 from edgebuild.device_tests.stay import Stay
@@ -98,4 +98,4 @@ def answer_in(ended: Ended, model: Path, timeout_s: float, read: Callable[[str, 
     except DeviceError as e:
         if ended.code > _SIGNALS:
             raise crashed(ended.code - _SIGNALS, model, e.cause) from e
-        raise DeviceError(f"{model.name}: {e.what}", cause=e.cause, action=e.action) from e
+        raise ModelRunError(f"{model.name}: {e.what}", cause=e.cause, action=e.action) from e

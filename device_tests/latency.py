@@ -36,6 +36,17 @@ class Interval:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Setup:
+    """What a latency was measured on and with: two that differ in any of it are not of one thing."""
+
+    device: str
+    runtime: str
+    threads: int
+    delegate: str
+    delegate_options: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Latency:
     """The latency of one inference on one device.
 
@@ -65,11 +76,23 @@ class Latency:
     measured_at: str
     fastest_us: float = 0.0
     delegate: str = "default"
+    delegate_options: tuple[tuple[str, str], ...] = ()
     operators: int | None = None
     delegated: int | None = None
     doubts: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     evidence: Literal["measured", "simulated"] = "measured"
+
+    @property
+    def setup(self) -> Setup:
+        """What it was measured on and with."""
+        return Setup(
+            device=self.device,
+            runtime=self.runtime,
+            threads=self.threads,
+            delegate=self.delegate,
+            delegate_options=self.delegate_options,
+        )
 
 
 def measure(
@@ -107,13 +130,14 @@ def measure(
         samples.append(transport.run(model, request, timeout_s))
         if on_process is not None:
             on_process(done, processes)
-    return summarize(samples, device, threads=threads, delegate=delegate)
+    return summarize(samples, device, request)
 
 
 def summarize(
-    samples: Sequence[ProcessSample], device: DeviceFingerprint, *, threads: int, delegate: str = "default"
+    samples: Sequence[ProcessSample], device: DeviceFingerprint, request: RunRequest | None = None
 ) -> Latency:
-    """The latency that processes on one device amount to."""
+    """The latency that processes on one device amount to, which all measured as `request` says."""
+    request = request or RunRequest()
     medians = tuple(sample.median_us for sample in samples)
     interval = median_interval(medians)
     center = median(medians)
@@ -128,7 +152,7 @@ def summarize(
         confidence=interval.confidence,
         processes=len(samples),
         runs=sum(sample.runs for sample in samples),
-        threads=threads,
+        threads=request.threads,
         runtime=samples[0].runtime,
         device=str(device),
         process_medians_us=medians,
@@ -137,11 +161,12 @@ def summarize(
         load_average=max(loads, default=None),
         measured_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         fastest_us=min(sample.min_us for sample in samples),
-        delegate=delegate,
+        delegate=request.delegate,
+        delegate_options=tuple(sorted(request.delegate_options.items())),
         operators=samples[0].operators,
         delegated=samples[0].delegated,
         doubts=found,
-        notes=(*emulation(device), *found, *_notes(samples, spread, delegate)),
+        notes=(*emulation(device), *found, *_notes(samples, spread, request.delegate)),
         evidence="simulated" if device.emulator else "measured",
     )
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from edgebuild.device_tests.errors import DeviceError
+from edgebuild.device_tests.errors import DeviceError, ModelRunError
 from edgebuild.device_tests.sample import ProcessSample, read_sample
 from edgebuild.device_tests.transport import (
     RUNNER,
@@ -68,7 +68,7 @@ class LocalTransport:
         except DeviceError as e:
             if code < 0:
                 raise crashed(-code, model, e.cause) from e
-            raise DeviceError(f"{model.name}: {e.what}", cause=e.cause, action=e.action) from e
+            raise ModelRunError(f"{model.name}: {e.what}", cause=e.cause, action=e.action) from e
 
     def _command(self, argument: str) -> list[str]:
         alone = ["-S"] if self.packages else []

@@ -41,19 +41,26 @@ class DeviceAgreement:
     `max_steps` is the largest difference, and `rms_steps` the root mean square of them all in the output that comes
     nearest to its limit `limit_steps`: see `steps`. `differing` is the share of values that differ, and `top1` the
     lowest share of an output's samples with the same class, None where no output is one of classes: a class that lies
-    within `steps.MOST_STEPS` of the best here counts as the same. `note` says what was compared with what.
+    within `steps.MOST_STEPS` of the best here counts as the same. The steps are None where outputs are of other shapes
+    or types, or one is infinite where the other is not. `note` says what was compared with what.
     """
 
     exact: bool
     promised_exact: bool
-    max_steps: float
-    rms_steps: float
+    max_steps: float | None
+    rms_steps: float | None
     limit_steps: float
     differing: float
     top1: float | None
     n: int
     verdict: Verdict
     note: str
+
+    def __str__(self) -> str:
+        """One line."""
+        apart = "" if self.max_steps is None else f", at most {self.max_steps:g} steps apart"
+        same = "bit for bit" if self.exact else f"{self.verdict}{apart}"
+        return f"{same}, {self.n} samples; {self.note}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,19 +98,17 @@ def check(
     return agreement(read(reference or model), ours, device)
 
 
-def require(found: DeviceAgreement, device: str) -> None:
-    """Let no device pass that computes wrong.
-
-    Raises:
-        DeviceError: it does.
-    """
-    if found.verdict == "wrong":
-        raise DeviceError(
-            f"{device} computes wrong",
-            cause=f"{found.differing:.2%} of the values differ, by {found.rms_steps:.3g} steps in "
-            f"the root mean square, and the limit is {found.limit_steps:.3g}; {found.note}",
-            action="try it without delegate, and with another version of the runtime",
-        )
+def wrong(found: DeviceAgreement, device: str) -> DeviceError | None:
+    """What to say of a device that computes wrong; None of one that doesn't."""
+    if found.verdict != "wrong":
+        return None
+    by = "" if found.rms_steps is None else f", by {found.rms_steps:.3g} steps in the root mean square, "
+    limit = f"and the limit is {found.limit_steps:.3g}" if by else ""
+    return DeviceError(
+        f"{device} computes wrong",
+        cause=f"{found.differing:.2%} of the values differ{by}{limit}; {found.note}",
+        action="try it without delegate, and with another version of the runtime",
+    )
 
 
 def made_up(model: Flatbuffer, *, n: int = SAMPLES, seed: int = 0) -> dict[str, NDArray[Any]]:
@@ -158,8 +163,8 @@ def agreement(model: Flatbuffer, reference: Run, candidate: Run) -> DeviceAgreem
     return DeviceAgreement(
         exact=differing == 0,
         promised_exact=promised,
-        max_steps=max(found.max_steps for found in gaps),
-        rms_steps=worst.rms_steps,
+        max_steps=_finite(max(found.max_steps for found in gaps)),
+        rms_steps=_finite(worst.rms_steps),
         limit_steps=worst.limit_steps,
         differing=differing / max(sum(found.size for found in gaps), 1),
         top1=min((found.top1 for found in gaps if found.top1 is not None), default=None),
@@ -263,13 +268,17 @@ def _verdict(gaps: Sequence[Gap], n: int, *, promised: bool) -> Verdict:
     return "close" if passed and not promised else "wrong"
 
 
+def _finite(steps: float) -> float | None:
+    return steps if math.isfinite(steps) else None
+
+
 def _of_another_kind(model: Flatbuffer, reference: Run, candidate: Run) -> DeviceAgreement:
     promised = _promised(model, reference, candidate)
     return DeviceAgreement(
         exact=False,
         promised_exact=promised,
-        max_steps=math.inf,
-        rms_steps=math.inf,
+        max_steps=None,
+        rms_steps=None,
         limit_steps=MOST_STEPS,
         differing=1.0,
         top1=None,

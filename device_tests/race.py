@@ -1,7 +1,13 @@
 """Which of several models is the fastest on a device: fresh processes of all in turns, until the slower ones are told.
 
 A block is one process of each that is still in the race, in an order drawn for each block; see `versus`, whose looks
-and verdicts these are. Every pair that may be compared has its share of the error that `confidence` leaves.
+these are. Every pair that may be compared has its share of the error that `confidence` leaves.
+
+| interval of a model's time over the leader's | standing |
+|---|---|
+| all of it above 1 + margin | beaten: it runs no more |
+| all of it below 1 + margin | as fast |
+| else | open, until the next look |
 """
 
 from __future__ import annotations
@@ -9,23 +15,27 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Final, Generic, TypeVar
+from typing import Final, Generic, Literal, TypeAlias, TypeVar
 
-from edgebuild.device_tests.errors import DeviceError
+from edgebuild.device_tests.errors import ModelRunError
 from edgebuild.device_tests.latency import CONFIDENCE, Latency, summarize
 from edgebuild.device_tests.sample import ProcessSample
 from edgebuild.device_tests.transport import DeviceFingerprint, RunRequest, Transport
-from edgebuild.device_tests.versus import LOOK_SIZES, LOOKS, judge, ratio_interval
+from edgebuild.device_tests.versus import LOOK_SIZES, LOOKS, Gate, ratio_interval, regressed
 
 _Name = TypeVar("_Name", bound=str)
 
-# A single process errs by some tens of per cent: who takes this many times as long as another has lost.
+Standing: TypeAlias = Literal["leads", "as fast", "open", "beaten", "can't run"]
+
+# Two processes of one model differ by some tens of per cent: whose quicker one takes this many times as long as the
+# slower one of another has lost, without any statistics.
 HOPELESS: Final = 3.0
+_HOPELESS_AFTER: Final = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,15 +52,18 @@ class Ratio:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Placed:
-    """What became of a model in a race: its latency, and its ratio to the leader's; a `failure` instead of either.
+    """What became of a model in a race: its latency, and its ratio to the leader's, None for the leader itself.
 
-    `is_beaten` where it is slower than the leader by more than the margin, or can't run. The leader's ratio is None.
+    Both are None where there is a `failure`, of a model that can't run.
     """
 
-    latency: Latency | None
-    ratio: Ratio | None
-    is_beaten: bool
-    failure: DeviceError | None = None
+    standing: Standing
+    latency: Latency | None = None
+    ratio: Ratio | None = None
+    failure: ModelRunError | None = None
+
+
+_STANDINGS: Final[Mapping[Gate, Standing]] = {"pass": "as fast", "inconclusive": "open", "fail": "beaten"}
 
 
 def ratio(a: Sequence[ProcessSample], b: Sequence[ProcessSample], confidence: float = CONFIDENCE) -> Ratio:
@@ -76,17 +89,20 @@ def beside(
     Raises:
         DeviceError: the device can't be reached or can't run a model.
         ModelError: a file can't be read.
+        ValueError: there is no process to measure with.
     """
+    if processes < 1:
+        raise ValueError(f"processes must be at least 1, got {processes}")
     request, device = request or RunRequest(), transport.fingerprint()
     chance = random.Random(seed)  # noqa: S311 - an order, no secret
-    samples: dict[Path, list[ProcessSample]] = {model: [], other: []}
+    samples: tuple[list[ProcessSample], ...] = ([], [])
     for done in range(1, processes + 1):
-        for path in chance.sample((model, other), 2):
-            samples[path].append(transport.run(path, request, timeout_s))
+        for path, found in chance.sample(list(zip((model, other), samples, strict=True)), 2):
+            found.append(transport.run(path, request, timeout_s))
         if on_process is not None:
             on_process(done, processes)
-    ours, theirs = (_latency(samples[path], device, request) for path in (model, other))
-    return ours, theirs, ratio(samples[other], samples[model])
+    ours, theirs = (summarize(found, device, request) for found in samples)
+    return ours, theirs, ratio(samples[1], samples[0])
 
 
 def race(
@@ -102,104 +118,93 @@ def race(
     clock: Callable[[], float] = time.monotonic,
     on_block: Callable[[int], None] | None = None,
 ) -> dict[_Name, Placed]:
-    """Find the fastest of some models by name, and all that are not slower by more than `margin`.
+    """Find the fastest of some models by name, and all that are as fast within `margin`.
 
-    It ends when each is beaten or known to be as fast as the leader within the margin, or with the budget. What can't
-    run is out of it.
+    It ends when nothing is open, or with the budget of seconds. What can't run is out of it.
 
     Raises:
         DeviceError: no model ran, or the device can't be reached.
         ModelError: a file can't be read.
-        ValueError: there is no model.
+        ValueError: there is no model; or margin, confidence or budget make no sense.
     """
-    if not models:
-        raise ValueError("there is no model to race with")
+    if not (models and margin > 0 and 0 < confidence < 1 and budget_s > 0):
+        raise ValueError(f"no race of {len(models)} has margin {margin}, confidence {confidence} and {budget_s} s")
     request, device = request or RunRequest(), transport.fingerprint()
     each = 1 - (1 - confidence) / LOOKS / max(math.comb(len(models), 2), 1)
-    entrants = _Entrants(dict.fromkeys(models, True), margin, each)
+    entrants = _Entrants(models, margin, each)
     chance, began = random.Random(seed), clock()  # noqa: S311 - an order, no secret
-    blocks, is_over = 0, False
-    while not is_over:
+    for block in range(1, LOOK_SIZES[-1] + 1):
         for name in chance.sample(entrants.running, len(entrants.running)):
             entrants.run(name, partial(transport.run, models[name], request, timeout_s))
-        blocks += 1
         if on_block is not None:
-            on_block(blocks)
-        seconds = clock() - began
-        is_over = blocks == LOOK_SIZES[-1] or seconds * (1 + 1 / blocks) > budget_s
-        if blocks == 1:
+            on_block(block)
+        is_over = (clock() - began) * (1 + 1 / block) > budget_s
+        if block == _HOPELESS_AFTER:
             entrants.drop_hopeless()
-        is_over |= len(entrants.running) == 1
-        if is_over or blocks in LOOK_SIZES:
-            is_over = entrants.look() or is_over
+        if is_over or block in LOOK_SIZES:
+            entrants.look()
+        if is_over or not entrants.is_open:
+            break
     return entrants.placed(device, request)
 
 
-@dataclass(slots=True)
 class _Entrants(Generic[_Name]):
     """Who is still in the race, and what all have shown."""
 
-    is_in: dict[_Name, bool]
-    margin: float
-    confidence: float
-    samples: dict[_Name, list[ProcessSample]] = field(default_factory=dict)
-    failures: dict[_Name, DeviceError] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.samples = {name: [] for name in self.is_in}
+    def __init__(self, names: Iterable[_Name], margin: float, confidence: float) -> None:
+        self._samples: dict[_Name, list[ProcessSample]] = {name: [] for name in names}
+        self._standings: dict[_Name, Standing] = dict.fromkeys(self._samples, "open")
+        self._failures: dict[_Name, ModelRunError] = {}
+        self._margin, self._confidence = margin, confidence
 
     @property
     def running(self) -> list[_Name]:
-        return [name for name, is_in in self.is_in.items() if is_in]
+        return [name for name, standing in self._standings.items() if standing not in ("beaten", "can't run")]
+
+    @property
+    def is_open(self) -> bool:
+        return len(self.running) > 1 and "open" in self._standings.values()
 
     def run(self, name: _Name, process: Callable[[], ProcessSample]) -> None:
-        """Measure it once more; who fails is out, unless nobody is left then."""
+        """Measure it once more; a model that can't run is out, unless nobody is left then."""
         try:
-            self.samples[name].append(process())
-        except DeviceError as e:
-            self.is_in[name], self.failures[name] = False, e
+            self._samples[name].append(process())
+        except ModelRunError as e:
+            self._standings[name], self._failures[name] = "can't run", e
             if not self.running:
                 raise
 
     def drop_hopeless(self) -> None:
-        first = {name: self.samples[name][0].median_us for name in self.running}
-        for name, us in first.items():
-            if us > HOPELESS * min(first.values()):
-                self.is_in[name] = False
+        taken = {name: [sample.median_us for sample in self._samples[name]] for name in self.running}
+        limit = HOPELESS * min(map(max, taken.values()))
+        self._standings |= {name: "beaten" for name, found in taken.items() if min(found) > limit}
 
-    def look(self) -> bool:
-        """Take out who is slower; whether nothing is open any more."""
-        leader, is_decided = self.leader(), True
+    def look(self) -> None:
+        """Say of each how it stands to the one that leads now."""
+        leader = self._leader()
         for name in self.running:
-            if name != leader:
-                found = self.ratio(leader, name)
-                verdict = judge(found.low, found.high, self.margin)
-                if verdict == "slower":
-                    self.is_in[name] = False
-                is_decided &= verdict != "inconclusive"
-        return is_decided
-
-    def leader(self) -> _Name:
-        """Who takes least of the time that the first one takes in the same blocks."""
-        reference = self.samples[self.running[0]]
-        return min(self.running, key=lambda name: ratio(reference, self.samples[name]).median)
-
-    def ratio(self, leader: _Name, name: _Name) -> Ratio:
-        return ratio(self.samples[leader], self.samples[name], self.confidence)
+            found = self._ratio(leader, name)
+            gate = regressed(found.low, found.high, self._margin)
+            self._standings[name] = "leads" if name == leader else _STANDINGS[gate]
 
     def placed(self, device: DeviceFingerprint, request: RunRequest) -> dict[_Name, Placed]:
-        leader = self.leader()
+        leader = self._leader()
+        self._standings[leader] = "leads"
         return {
-            name: Placed(latency=None, ratio=None, is_beaten=True, failure=self.failures[name])
-            if name in self.failures
+            name: Placed(standing=standing, failure=self._failures[name])
+            if name in self._failures
             else Placed(
-                latency=_latency(self.samples[name], device, request),
-                ratio=self.ratio(leader, name) if name != leader else None,
-                is_beaten=not is_in,
+                standing=standing,
+                latency=summarize(self._samples[name], device, request),
+                ratio=self._ratio(leader, name) if name != leader else None,
             )
-            for name, is_in in self.is_in.items()
+            for name, standing in self._standings.items()
         }
 
+    def _leader(self) -> _Name:
+        """Who takes least of the time that the first one takes in the same blocks."""
+        reference = self._samples[self.running[0]]
+        return min(self.running, key=lambda name: ratio(reference, self._samples[name]).median)
 
-def _latency(samples: Sequence[ProcessSample], device: DeviceFingerprint, request: RunRequest) -> Latency:
-    return summarize(samples, device, threads=request.threads, delegate=request.delegate)
+    def _ratio(self, leader: _Name, name: _Name) -> Ratio:
+        return ratio(self._samples[leader], self._samples[name], self._confidence)

@@ -115,7 +115,7 @@ def _report(model: Flatbuffer, request: RunRequest, first: _Trial | None, trial:
     other = first if trial is not first else None
     return RuntimeReport(
         requirement=trial.requirement,
-        latency=summarize(trial.samples, device, threads=request.threads, delegate=request.delegate),
+        latency=summarize(trial.samples, device, request),
         ratio=ratio(other.samples, trial.samples) if other else None,
         outputs=outputs.agreement(model, other.ran, trial.ran) if other and other.ran and trial.ran else None,
     )

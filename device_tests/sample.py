@@ -29,6 +29,7 @@ _KINDS: Final = {
 }
 _STATES: Final = ("before", "after")
 _STDERR_LINES: Final = 3
+_NO_RUNTIME: Final = "no TFLite runtime"  # In the runner's own words.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,7 +129,11 @@ def read_report(stdout: str, stderr: str, *, nonce: str, model_sha256: str) -> d
     for line in stdout.splitlines():
         if line.startswith(ERROR):
             message = _parsed(line[len(ERROR) :]).get("message")
-            raise DeviceError("the device can't run the model", cause=str(message))
+            raise DeviceError(
+                "the device can't run the model",
+                cause=str(message),
+                action="`edgebuild devices setup` brings a runtime" if _NO_RUNTIME in str(message) else "",
+            )
     lines = [line for line in stdout.splitlines() if line.startswith(RESULT)]
     if len(lines) != 1:
         raise DeviceError(

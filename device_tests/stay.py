@@ -38,8 +38,9 @@ case $base in *[!A-Za-z0-9/._-]*) base=/tmp; esac
 """The shell's way to the folder for temporary files there: `$base`, which needs no quotes. Android has no /tmp."""
 
 # A lock is a folder that holds the file of its holder, and no other. That comes by `mv`, so it is never half a file;
-# a lock without one is nobody's, for whoever takes it and loses it meanwhile fails at `mv`. Other folders of the kind
-# are leftovers as soon as the lock is ours. `cat` says why it can't write, as `echo` doesn't.
+# a lock without one is nobody's, for whoever takes it and loses it meanwhile fails at `mv`, and comes again. So does
+# whoever may not write into somebody else's. Other folders of the kind are leftovers as soon as the lock is ours. `cat`
+# says why it can't write, as `echo` doesn't.
 _ENTER: Final = """\
 {base}
 lock=$base/edgebuild.lock; mine=$lock/{nonce}; room=$base/edgebuild-run-{nonce}
@@ -53,7 +54,13 @@ if [ ! -e $mine ]; then
     rmdir $lock 2>/dev/null
     mkdir $lock 2>/dev/null
 fi
-mv -f $room/holder $mine || {{ rm -rf $room; rmdir $lock; exit 1; }}
+mv -f $room/holder $mine || {{
+    [ -d $lock ] && [ -e $room/holder ] || lost=yes
+    rm -rf $room
+    cat $lock/* 2>/dev/null && exit {busy}
+    [ -z "$lost" ] || exit {busy}
+    rmdir $lock; exit 1
+}}
 set -- $lock/*
 if [ $# -gt 1 ]; then
     rm -rf $mine $room
@@ -126,7 +133,7 @@ class Stay:
         try:
             return self.run(script, timeout_s)
         except LinkLostError as e:
-            raise DeviceError(
+            raise LinkLostError(
                 f"{self.link.uri} was lost twice in the middle of the same run",
                 cause=e.cause or e.what,
                 action="see whether the device itself went down: a model can do that to a weak board",

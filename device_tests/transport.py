@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Final, Protocol
 
-from edgebuild.device_tests.errors import DeviceError
+from edgebuild.device_tests.errors import ModelRunError
 from edgebuild.device_tests.sample import ProcessSample
 from edgebuild.export.errors import ModelError
 
@@ -113,22 +113,22 @@ def model_digest(model: Path) -> str:
         raise ModelError(f"can't read {model}", cause=str(e), action="give a .tflite file") from e
 
 
-def too_slow(model: Path, timeout_s: float) -> DeviceError:
+def too_slow(model: Path, timeout_s: float) -> ModelRunError:
     """What to say of a process that was still running when its time was up."""
-    return DeviceError(
+    return ModelRunError(
         f"{model.name} was not measured within {timeout_s:g} s",
         cause="the model hangs, or is too slow for this device",
         action="allow more time",
     )
 
 
-def crashed(number: int, model: Path, cause: str) -> DeviceError:
+def crashed(number: int, model: Path, cause: str) -> ModelRunError:
     """What to say of a process that was ended by the signal of this number."""
     try:
         name = signal.Signals(number).name
     except ValueError:  # Real-time signals between the first and the last have no name.
         name = f"signal {number}"
-    return DeviceError(
+    return ModelRunError(
         f"{model.name} crashed the runtime with {name}",
         cause=cause,
         action="check that the model's operators and their versions are known to the device's runtime",

@@ -53,8 +53,8 @@ class Comparison:
     `ratio` is the median of the blocks' ratios, `low` to `high` its interval at `confidence` over all looks, 0 and
     infinity where there were too few blocks; `margin` is what counts as no difference. `a_us` and `b_us` are the
     process medians in the order of their blocks; where `kept`, a's were measured on another day and there are no
-    blocks. `notes` say what makes the figures doubtful, first of all `doubts`: a
-    throttled, busy or swapping device, which leaves the verdict inconclusive.
+    blocks. `notes` say what makes the figures doubtful, first of all `doubts`: a throttled, busy or swapping device,
+    which leaves the verdict inconclusive.
     """
 
     ratio: float
@@ -74,6 +74,11 @@ class Comparison:
     def blocks(self) -> int:
         """How often b was measured, and a too where nothing was kept."""
         return len(self.b_us)
+
+    @property
+    def processes(self) -> int:
+        """Of both models, without those of another day."""
+        return self.blocks if self.kept else 2 * self.blocks
 
 
 def judge(low: float, high: float, margin: float) -> Verdict:

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Final
 
 from edgebuild.device_tests.latency import Latency
 from edgebuild.pipeline.ledger import fall
-from edgebuild.pipeline.report import Entry, MeasuredAgreement, NoLatency
+from edgebuild.pipeline.report import Entry, FloatTwin, MeasuredAgreement, NoLatency
 
 if TYPE_CHECKING:
     from edgebuild.pipeline.advice import Facts, Margin
     from edgebuild.pipeline.costs import OperatorCost
-    from edgebuild.pipeline.report import FloatTwin, MetricFigure, TargetReport
+    from edgebuild.pipeline.report import MetricFigure, TargetReport
 from edgebuild.targets.gpu.half import OUTSIDE
 from edgebuild.targets.placement import Unmapped
 
@@ -117,7 +117,8 @@ def _is_sparse(f: Facts) -> bool:
 
 def _slower_than_float(f: Facts) -> FloatTwin | None:
     twin = f.report.twin
-    return twin if twin is not None and twin.is_faster else None
+    is_choice = f.report.io == "float32"
+    return twin if isinstance(twin, FloatTwin) and twin.is_faster and is_choice else None
 
 
 def _doubts(f: Facts) -> str:

@@ -11,6 +11,7 @@ from typing import Any, Final, TypeAlias
 from edgebuild.calibration.errors import Failure
 from edgebuild.device_tests import outputs
 from edgebuild.device_tests.errors import DeviceError
+from edgebuild.device_tests.latency import Latency
 from edgebuild.device_tests.outputs import DeviceAgreement
 from edgebuild.export import flatbuffer
 from edgebuild.export.agreement import Agreement
@@ -34,6 +35,7 @@ from edgebuild.pipeline.report import (
     CompressionReport,
     Entry,
     FailureReport,
+    FloatTwin,
     GateResult,
     InputReport,
     KernelReport,
@@ -194,6 +196,7 @@ def target(
     firmware = _firmware(name, raw, verified, export, outcome)
     memory = memory_from_plain(raw["memory"])
     timed = latencies[export.packaged]
+    settings = project.config.targets.get(name, TargetSettings())
     fix = _fix(name, export.versions[-1], outcome, cut, packaged / "files")
     run = _gpu_run(raw.get("gpu_run"))
     built = TargetReport(
@@ -204,8 +207,8 @@ def target(
         io=export.io,
         route=raw["route"],
         calibration_samples=raw["calibration_samples"],
-        notes=(*raw["notes"], *_doubts(run, fix, placement), *_timing_notes(export.precision, timed)),
-        **{figure: Figure(**raw[figure]) for figure in _FIGURES},  # type: ignore[arg-type]
+        notes=(*raw["notes"], *_doubts(run, fix, placement), *_timing_notes(export.precision, settings, timed)),
+        **{figure: Figure(**raw[figure]) for figure in _FIGURES},  # type: ignore[arg-type] # of these names alone
         agreement=_agreement(verified["agreement"], plan.evaluated_on, evidence),
         metric=_metric(project.config.metric, verified, name, export.precision),
         placement=placement,
@@ -233,25 +236,29 @@ def _doubts(run: GpuRun | None, fix: Fix | None, placement: Placement) -> Iterat
     yield from (f"{finding.what}: {finding.action}" for finding in placement.findings)
 
 
-def _timing_notes(precision: Precision, timed: Timed) -> Iterator[str]:
+def _timing_notes(precision: Precision, settings: TargetSettings, timed: Timed) -> Iterator[str]:
     twin = timed.twin
-    if twin is not None and twin.is_faster:
-        yield (
-            f"{precision} is slower than float32 here: {twin.ratio:.2f} times its time, {twin.low:.2f} to "
-            f"{twin.high:.2f}, with {twin.latency.runtime}; precision: fastest picks by measurement"
-        )
+    if isinstance(twin, NoLatency) and not isinstance(timed.latency, NoLatency):
+        yield f"float32 was not timed beside {precision}: {twin.note}"
+    if isinstance(twin, FloatTwin) and twin.is_faster:
+        told = f"{precision} is slower than float32 on {twin.latency.device}, {twin.latency.runtime}: "
+        told += f"{twin.ratio:.2f} times its time, {twin.low:.2f} to {twin.high:.2f}"
+        doubts = "; ".join(dict.fromkeys((*twin.latency.doubts, *_latency_doubts(timed))))
+        told += f" (measured while {doubts})" if doubts else ""
+        yield told + ("; precision: fastest picks by measurement" if settings.io in (None, "float32") else "")
     if isinstance(timed.outputs, NoLatency):
         yield f"the device's outputs were not compared: {timed.outputs.note}"
 
 
+def _latency_doubts(timed: Timed) -> tuple[str, ...]:
+    return timed.latency.doubts if isinstance(timed.latency, Latency) else ()
+
+
 def _wrong(found: TargetReport) -> DeviceError | None:
     """A device that computes something else than this machine does."""
-    if isinstance(found.device_outputs, DeviceAgreement):
-        try:
-            outputs.require(found.device_outputs, "the device")
-        except DeviceError as e:
-            return e
-    return None
+    compared, latency = found.device_outputs, found.latency
+    device = latency.device if isinstance(latency, Latency) else "the device"
+    return outputs.wrong(compared, device) if isinstance(compared, DeviceAgreement) else None
 
 
 def _judged(project: Project, name: str, built: TargetReport, *, has_device: bool) -> tuple[GateResult, ...]:

@@ -23,7 +23,6 @@ from pathlib import Path
 
 from edgebuild.pipeline import assemble, manifest, planner, publish, reruns
 from edgebuild.pipeline.config import Project
-from edgebuild.pipeline.devices import Listener
 from edgebuild.pipeline.execution.engine import Event, Outcome, Runner, execute, survey
 from edgebuild.pipeline.execution.workers import Limits
 from edgebuild.pipeline.plan import Plan
@@ -33,7 +32,8 @@ from edgebuild.pipeline.storage.sessions import session
 from edgebuild.pipeline.storage.shared_store import default_store
 from edgebuild.pipeline.storage.store import Store
 from edgebuild.pipeline.task import Task
-from edgebuild.pipeline.timing import fastest, taken
+from edgebuild.pipeline.timing import builds, fastest
+from edgebuild.pipeline.timing.listener import Listener
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +77,7 @@ def build(
         StoreError: the store can't be used.
     """
     plan = planner.make(project, targets)
-    taken.require(project, plan.exports, device)
+    builds.require(project, plan.exports, device)
     store = store or default_store()
     heard = _Heard(on_event)
     with session(store, plan.tasks):  # Until the artifacts are published, nobody collects them.
@@ -109,7 +109,8 @@ def finish(
     """
     settled = fastest.settle(project, plan, outcome, device, listener)
     project, plan, outcome = settled.project, settled.plan, settled.outcome
-    timed = taken.taken(project, plan, outcome, publish.previous(out), out, device, listener)
+    previous = publish.previous(out)
+    timed = builds.latencies(project, plan, outcome, previous=previous, out=out, device=device, listener=listener)
     report = assemble.report(project, plan, outcome, timed, settled.choices)
     publish.publish(out, project, plan, outcome, report)
     return BuildResult(report=report, out=out, plan=plan)

@@ -340,6 +340,9 @@ def schema(name: str) -> int:
     return machine.schema(name)
 
 
+_KEEP_NOTHING: Final = ("profile", "devices")  # What they were at can't be gone on with.
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command and exit with its code; the only place that does."""
     for number in (signal.SIGTERM, signal.SIGHUP):
@@ -363,7 +366,8 @@ def run(arguments: list[str]) -> int:
         e.show()
         return 2
     except (click.Abort, KeyboardInterrupt):
-        kept = "--no-cache" not in arguments
+        command = next((argument for argument in arguments if not argument.startswith("-")), "build")
+        kept = "--no-cache" not in arguments and command not in _KEEP_NOTHING
         goes_on = "; what was finished is in the store, and the next build goes on from there" if kept else ""
         click.echo(f"interrupted{goes_on}", err=True)
         return 130

@@ -12,7 +12,7 @@ from edgebuild.pipeline.cli_options import CONFIG, add, share
 
 @click.command()
 @click.argument("model", type=click.Path(path_type=Path))
-@click.option("--device", default="local", show_default=True, help="A device of edgebuild.yaml, or a URI: ssh://HOST.")
+@click.option("--device", default="", help="A device of edgebuild.yaml, or a URI: ssh://HOST. [default: local]")
 @add(CONFIG)
 @click.option(
     "--baseline",
@@ -24,10 +24,8 @@ from edgebuild.pipeline.cli_options import CONFIG, add, share
     type=click.Path(path_type=Path, dir_okay=False),
     help="Keep the latency in a file for --baseline.",
 )
-@click.option("--max-regression", callback=share, default="5%", show_default=True, help="How much slower it may be.")
-@click.option(
-    "--budget", type=click.FloatRange(min=1), default=60.0, show_default=True, help="Seconds until a comparison ends."
-)
+@click.option("--max-regression", callback=share, help="How much slower it may be. [default: 5%]")
+@click.option("--budget", type=click.FloatRange(min=1), help="Seconds until a comparison ends. [default: 60]")
 @click.option(
     "--processes", type=click.IntRange(min=1), help="Fresh processes to measure in. [default: 6, or 40 to keep]"
 )
@@ -47,7 +45,7 @@ def profile(model: Path, **options: Any) -> int:
     """Measure the latency of MODEL.tflite on a device."""
     from edgebuild.pipeline.commands import profile as command
 
-    return command.profile(model, **options)
+    return command.profile(model, command.Asked(**options))
 
 
 @click.group(invoke_without_command=True)

@@ -50,8 +50,10 @@ def target_names(_: click.Context, __: click.Parameter, incomplete: str) -> list
     return [name for name in TARGETS if name.startswith(incomplete)]
 
 
-def share(_: click.Context, __: click.Parameter, text: str) -> float:
+def share(_: click.Context, __: click.Parameter, text: str | None) -> float | None:
     """A share that reads `5%` or `0.05`, above 0."""
+    if text is None:
+        return None
     try:
         found = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
     except ValueError:

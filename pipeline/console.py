@@ -21,7 +21,6 @@ from edgebuild.pipeline.errors import ConfigError, MismatchError
 
 if TYPE_CHECKING:  # Commands that build nothing load nothing of a build.
     from edgebuild.device_tests.profile import ModelProfile
-    from edgebuild.pipeline.devices import Listener
     from edgebuild.pipeline.doctor import Finding
     from edgebuild.pipeline.execution.engine import Event
     from edgebuild.pipeline.report import (
@@ -33,6 +32,7 @@ if TYPE_CHECKING:  # Commands that build nothing load nothing of a build.
         TargetReport,
     )
     from edgebuild.pipeline.reruns import Why
+    from edgebuild.pipeline.timing.listener import Listener
     from edgebuild.pipeline.verification import Verification
     from edgebuild.targets.evidence import Evidence, Figure
     from edgebuild.targets.profile import Profile
@@ -119,7 +119,7 @@ class Narrator:
     @property
     def listener(self) -> Listener:
         """For who measures on a device."""
-        from edgebuild.pipeline.devices import Listener
+        from edgebuild.pipeline.timing.listener import Listener
 
         return Listener(process=self._on_process, wait=self._on_wait)
 

@@ -6,6 +6,7 @@ from typing import Annotated, Final, Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
+from edgebuild.device_tests.transport import RunRequest
 from edgebuild.pipeline.record import Record, or_a
 
 LOCAL: Final = "local:"
@@ -42,6 +43,11 @@ class Device(Record):
         if self.uri and apart:
             raise ValueError(f"uri says it all: leave out {', '.join(apart)}")
         return self
+
+    @property
+    def request(self) -> RunRequest:
+        """How a process measures there."""
+        return RunRequest(threads=self.threads, delegate=self.delegate, delegate_options=self.delegate_options)
 
     @property
     def address(self) -> str:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Iterator
 from typing import Final
 
+from edgebuild.device_tests.errors import DeviceError
 from edgebuild.device_tests.instructions import CountComparison
 from edgebuild.device_tests.instructions import against as counted
 from edgebuild.device_tests.latency import Latency
@@ -146,7 +147,11 @@ def _regression(limit: float, against: Comparison | CountComparison | NoLatency)
     if isinstance(against, CountComparison):
         now, before = against.found, against.baseline
         note = f"{now.per_inference:,.0f} instructions, the baseline {before.per_inference:,.0f}; {now.valgrind}"
-        yield _result("max_regression", "latency", limit, against.ratio - 1, counted(now, before, limit), note)
+        try:
+            verdict: Verdict = counted(now, before, limit)
+        except DeviceError as e:
+            verdict, note = "inconclusive", f"{e.what}: {e.cause}"
+        yield _result("max_regression", "latency", limit, against.ratio - 1, verdict, note)
         return
     interval = f"{against.low - 1:+.1%} to {against.high - 1:+.1%} at {against.confidence:.0%} confidence"
     note = "; ".join((f"{against.verdict}: {interval}", *against.notes))

@@ -33,7 +33,6 @@ from edgebuild.pipeline import config as configuration
 from edgebuild.pipeline import planner
 from edgebuild.pipeline.build import BuildResult
 from edgebuild.pipeline.config import Project
-from edgebuild.pipeline.devices import Listener
 from edgebuild.pipeline.errors import OK, ConfigError
 from edgebuild.pipeline.execution.engine import Event, Runner, execute
 from edgebuild.pipeline.execution.workers import Limits
@@ -44,6 +43,8 @@ from edgebuild.pipeline.storage.shared_store import default_store
 from edgebuild.pipeline.storage.store import Store
 from edgebuild.pipeline.target_settings import nearest
 from edgebuild.pipeline.task import Task
+from edgebuild.pipeline.timing import builds
+from edgebuild.pipeline.timing.listener import Listener
 
 SCHEMA: Final = "edgebuild-matrix/1"
 
@@ -150,19 +151,20 @@ def build(
             limits=_limits(entries),
             runner=runner,
         )
-        builds = {
+        results = {
             entry.name: building.finish(
                 entry.project, entry.out, plans[entry.name], outcome, _told_of(entry.name, listener or Listener())
             )
             for entry in entries
         }
-    return MatrixResult(builds=builds)
+    return MatrixResult(builds=results)
 
 
 def to_json(result: MatrixResult) -> str:
     """All reports in one text."""
     projects = {name: {"out": str(built.out), "report": asdict(built.report)} for name, built in result.builds.items()}
-    return json.dumps({"schema": SCHEMA, "exit_code": result.exit_code, "projects": projects}, indent=1) + "\n"
+    whole = {"schema": SCHEMA, "exit_code": result.exit_code, "projects": projects}
+    return json.dumps(whole, indent=1, allow_nan=False) + "\n"
 
 
 def _parse(path: Path) -> MatrixFile:
@@ -238,9 +240,11 @@ def _require_unique(path: Path, what: str, values: list[str], action: str) -> No
 
 def _planned(entry: Entry) -> Plan:
     try:
-        return planner.make(entry.project, entry.targets)
+        plan = planner.make(entry.project, entry.targets)
+        builds.require(entry.project, plan.exports, "")
     except Failure as e:
         raise type(e)(f"{entry.name}: {e.what}", cause=e.cause, action=e.action) from e
+    return plan
 
 
 def _naming_projects(plans: Mapping[str, Plan], tell: Callable[[Event], None]) -> Callable[[Event], None]:

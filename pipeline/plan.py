@@ -96,9 +96,7 @@ class Plan:
     def goals(self) -> tuple[str, ...]:
         """The keys of what a build reads in the end."""
         exports = [one for export in self.exports.values() for one in export.all]
-        ends = (
-            key for one in exports for key in (one.verified, one.packaged, one.emulated, one.twin, self.samples_of(one))
-        )
+        ends = (key for one in exports for key in (one.verified, one.packaged, one.emulated, one.twin))
         earlier = (version for one in exports for version in one.versions[:-1])
         steps = (key for version in earlier for key in (version.artifact, version.verified, version.figures))
         unedited = (one.versions[-1].unedited for one in exports)
@@ -129,8 +127,8 @@ class Plan:
     @property
     def for_comparison(self) -> frozenset[str]:
         """The tasks whose results do not ship: a model without its edits may be none that can be converted."""
-        unedited = {version.unedited for export in self.exports.values() for version in export.versions}
-        beside = unedited | {export.twin for export in self.exports.values()}
+        exports = [one for export in self.exports.values() for one in export.all]
+        beside = {one.twin for one in exports} | {version.unedited for one in exports for version in one.versions}
         needed = set().union(*(self._ancestors(goal) for goal in self.goals if goal not in beside))
         return frozenset(self.tasks.keys() - needed) if beside != {""} else frozenset()
 

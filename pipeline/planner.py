@@ -17,7 +17,7 @@ from edgebuild.pipeline.ingest import adopted, load
 from edgebuild.pipeline.plan import Export, Plan, Role, Version
 from edgebuild.pipeline.settings import DataSource
 from edgebuild.pipeline.source_task import model_options, source_task
-from edgebuild.pipeline.target_settings import TargetSettings, precisions
+from edgebuild.pipeline.target_settings import FASTEST, TargetSettings, precisions
 from edgebuild.pipeline.task import Source, Task, key
 from edgebuild.pipeline.user_code import code_sources, source_at
 from edgebuild.targets.registry import TARGETS, target
@@ -89,7 +89,8 @@ class _Planner:
     def _export(self, name: str, evaluation: str, models: Sequence[tuple[str, str]]) -> Export:
         """What a target ships, with what a measurement may choose instead where the target leaves that open."""
         if self._given is None:
-            formats = [(precision, _io(name, precision, self._settings(name))) for precision in self._open_to(name)]
+            settings = self._settings(name)
+            formats = [(precision, _io(name, precision, settings)) for precision in precisions(name, settings)]
         else:
             formats = [(recognise.precision(self._given), recognise.io_type(self._given))]
         common = Wanted(
@@ -107,27 +108,14 @@ class _Planner:
             return replace(first, others=tuple(others))
         return replace(first, twin=self._twin(wanted[0], models[-1]))
 
-    def _open_to(self, name: str) -> tuple[Precision, ...]:
-        """The precisions that a target asks for or leaves open, without those that lack samples to choose from."""
-        found = precisions(name, self._settings(name))
-        if len(found) == 1 or self._config.data.calibration is not None:
-            return found
-        unquantized = tuple(precision for precision in found if precision not in QUANTIZED)
-        if len(unquantized) < 2:
-            raise ConfigError(
-                f"data.calibration: required, since targets.{name}.precision leaves too little choice without it",
-                action="name an .npz of a few hundred typical inputs",
-            )
-        return unquantized
-
     def _twin(self, wanted: Wanted, model: tuple[str, str]) -> str:
         """The same model as plain float32, for who would know what quantization does to its time on this machine."""
         quantized = wanted.precision in (*QUANTIZED, "dynamic")
         if self._given is not None or not quantized or not TARGETS[wanted.name].HOST_RUNS:
             return ""
-        title, key = model
+        title, float_model = model
         plain = replace(wanted, precision="float32", io="float32", settings=TargetSettings())
-        return self._artifact(key, plain, f" after {title}" if key != self._ingested else "")
+        return self._artifact(float_model, plain, f" after {title}" if float_model != self._ingested else "")
 
     def _in_one_format(self, wanted: Wanted, models: Sequence[tuple[str, str]]) -> Export:
         name = wanted.name
@@ -317,6 +305,8 @@ def _io(name: str, precision: Precision, settings: TargetSettings) -> IoType:
 def unfit(name: str, settings: TargetSettings, precision: Precision, io: IoType) -> str:
     """What a target wants that a flatbuffer of this format is not; empty where it fits."""
     chosen = TARGETS[name]
+    if settings.precision == FASTEST:
+        return "precision fastest: a flatbuffer leaves no choice"
     if precision not in ((settings.precision,) if settings.precision else chosen.PRECISIONS):
         return f"precision {settings.precision or ' or '.join(chosen.PRECISIONS)}"
     cut_off = ("float32",) if settings.cut == "auto" else ()  # What turns floats into integers is left to the host.

@@ -115,7 +115,7 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
-    """What `precision: fastest` took and chose from, on which device and runtime; `notes` are doubts worth reading."""
+    """What `precision: fastest` took and chose from, on which device and runtime; `notes` say how sure that is."""
 
     taken: Precision
     candidates: tuple[Candidate, ...]
@@ -125,11 +125,9 @@ class Choice:
 
     def __str__(self) -> str:
         """One line: what was taken, and what the others take of the quickest one's time."""
-        others = (one for one in self.candidates if one.precision != self.taken)
-        told = ", ".join(
-            f"{one.precision} {f'{one.ratio:.3g} times' if one.ratio is not None else one.why}" for one in others
-        )
-        return f"fastest here is {self.taken}; of the quickest one's time {told} (on {self.runtime})"
+        times = ", ".join(f"{one.precision} {one.ratio:.3g}" for one in self.candidates if one.ratio is not None)
+        left = "".join(f"; not {one.precision}, {one.why}" for one in self.candidates if one.why)
+        return f"precision {self.taken} by measurement, in times of the quickest {times}{left} ({self.runtime})"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,7 +140,7 @@ class Timed:
     """
 
     latency: Latency | NoLatency
-    twin: FloatTwin | None = None
+    twin: FloatTwin | NoLatency | None = None
     against: Comparison | CountComparison | NoLatency | None = None
     outputs: DeviceAgreement | NoLatency | None = None
     is_asked: bool = True
@@ -296,7 +294,7 @@ class TargetReport:
     gpu_run: GpuRun | None = None
     firmware: FirmwareReport | None = None
     against: Comparison | CountComparison | NoLatency | None = None
-    twin: FloatTwin | None = None
+    twin: FloatTwin | NoLatency | None = None
     device_outputs: DeviceAgreement | NoLatency | None = None
     choice: Choice | None = None
 
@@ -348,7 +346,7 @@ class Report:
 
 def to_json(report: Report) -> str:
     """The text of `report.json`; equal reports give equal text."""
-    return json.dumps(asdict(report), indent=1) + "\n"
+    return json.dumps(asdict(report), indent=1, allow_nan=False) + "\n"
 
 
 def from_json(text: str | bytes) -> Report:

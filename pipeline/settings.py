@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Final, Literal, TypeAlias
 
@@ -156,6 +157,14 @@ class LatencyGate(Record):
     )
     confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
     budget_s: Positive = Field(default=60.0, description="until a comparison ends undecided")
+
+    @field_validator("baseline")
+    @classmethod
+    def _one_placeholder(cls, baseline: str | None) -> str | None:
+        others = set(re.findall(r"{.*?}", baseline or "")) - {"{target}"}
+        if others:
+            raise ValueError(f"{min(others)} stands for nothing; {{target}} stands for the target's name")
+        return baseline
 
     @model_validator(mode="after")
     def _by_is_of_a_baseline(self) -> LatencyGate:

@@ -77,7 +77,7 @@ def test_this_machine_is_none_that_an_emulator_plays() -> None:
 
 
 def latency_on(device: DeviceFingerprint) -> Latency:
-    return summarize([replace(SAMPLE, median_us=value) for value in TIGHT], device, threads=1)
+    return summarize([replace(SAMPLE, median_us=value) for value in TIGHT], device)
 
 
 @pytest.mark.parametrize("limit_ms", [0.01, 10.0])

@@ -28,7 +28,7 @@ DRAWS = 2000
 
 def latency_of(*medians_us: float, **changes: object) -> Latency:
     samples = [replace(SAMPLE, median_us=value, **changes) for value in medians_us]  # type: ignore[arg-type]
-    return summarize(samples, DEVICE, threads=1)
+    return summarize(samples, DEVICE)
 
 
 def fixture(name: str) -> Path:
@@ -192,7 +192,7 @@ def test_doubts_leave_a_pass_alone_and_a_fail_only_where_no_run_was_quick_enough
 @pytest.mark.parametrize(("delegate", "noted"), [("default", False), ("none", False), ("xnnpack", True)])
 def test_notes_a_delegate_that_took_nothing(delegate: str, noted: bool) -> None:  # noqa: FBT001 - an expectation
     samples = [replace(SAMPLE, operators=13, delegated=0)] * 6
-    found = summarize(samples, DEVICE, threads=1, delegate=delegate)
+    found = summarize(samples, DEVICE, RunRequest(delegate=delegate))
     assert (found.delegate, found.operators, found.delegated) == (delegate, 13, 0)
     assert found.notes == ((f"the delegate {delegate} took none of the 13 operators",) if noted else ())
 
@@ -210,7 +210,7 @@ def test_notes_processes_that_disagree() -> None:
 
 def test_notes_outputs_that_differ() -> None:
     samples = [SAMPLE, replace(SAMPLE, outputs_sha256="bb")]
-    assert "outputs for the same inputs differ between processes" in summarize(samples, DEVICE, threads=1).notes
+    assert "outputs for the same inputs differ between processes" in summarize(samples, DEVICE).notes
 
 
 def test_starts_a_process_for_each_median_and_reports_progress() -> None:

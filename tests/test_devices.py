@@ -127,7 +127,9 @@ def test_a_device_that_is_away_leaves_the_build_whole_and_its_gate_open(
     ("setting", "told"),
     [
         ("targets.cpu.device=phone", "there is no device 'phone'"),
-        ("gates.latency={baseline: nowhere.tflite}", "nothing"),
+        ("gates.latency={baseline: nowhere.tflite}", "there is no file"),
+        ("gates.latency={baseline: '{name}.tflite'}", "{name} stands for nothing; {target} stands for"),
+        ("gates.latency={baseline: evaluation.npz}", "is neither a .tflite nor a file of baselines"),
     ],
 )
 def test_what_is_not_there_is_refused(setting: str, told: str, digits: Build, run: Run, tmp_path: Path) -> None:

@@ -247,11 +247,10 @@ def test_what_was_measured_beside_a_latency_stands_below_it() -> None:
     )
     assert "The same model in float32 takes 750.0 µs there" in text
     assert "takes 2 times that, 1.9 to 2.1." in text
-    assert "for 32 samples are at most 3 steps from this machine's: aarch64 beside x86_64." in text
+    assert "beside this machine's: close, at most 3 steps apart, 32 samples; aarch64 beside x86_64." in text
     exact = replace(same, exact=True)
     assert (
-        "this machine's, bit for bit"
-        in shown(replace(REPORT, targets={"cpu": replace(TARGET, device_outputs=exact)})).text
+        "bit for bit, 32 samples" in shown(replace(REPORT, targets={"cpu": replace(TARGET, device_outputs=exact)})).text
     )
 
 

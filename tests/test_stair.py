@@ -51,6 +51,22 @@ LATE = {
 }
 ROOMS = {  # What a room of the pipeline knows of the rest of it.
     "storage": {"errors"},
+    "timing": {
+        "arrays",
+        "assemble",
+        "config",
+        "device_settings",
+        "devices",
+        "errors",
+        "execution",
+        "exports",
+        "page",
+        "plan",
+        "report",
+        "settings",
+        "storage",
+        "target_settings",
+    },
     "stages": {
         "arrays",
         "class_names",

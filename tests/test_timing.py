@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -33,7 +35,7 @@ from edgebuild.targets.registry import TARGETS
 
 Run = Callable[..., Ended]
 NEW: Final = Path("new.tflite")
-LATENCY: Final = summarize([replace(SAMPLE, median_us=us) for us in (*TIGHT, *TIGHT)], DEVICE, threads=1)
+LATENCY: Final = summarize([replace(SAMPLE, median_us=us) for us in (*TIGHT, *TIGHT)], DEVICE)
 
 
 class FakeTransport:
@@ -98,7 +100,7 @@ def test_one_latency_is_kept_for_each_device_runtime_and_model(baseline: Path) -
 
 
 def test_too_few_processes_are_no_baseline_for_a_verdict(tmp_path: Path) -> None:
-    few = summarize([replace(SAMPLE, median_us=us) for us in TIGHT[:3]], DEVICE, threads=1)
+    few = summarize([replace(SAMPLE, median_us=us) for us in TIGHT[:3]], DEVICE)
     kept.save(tmp_path / "few.json", Kept(model="old.tflite", sha256="0a" * 32, latency=few))
     found = kept.compare(tmp_path / "few.json", NEW, FakeTransport(200.0))
     assert found.verdict == "inconclusive"
@@ -112,6 +114,32 @@ def test_a_doubtful_latency_is_not_kept(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_two_who_keep_at_once_lose_nothing(tmp_path: Path) -> None:
+    def keep(sha256: str) -> None:
+        kept.save(tmp_path / "base.json", Kept(model="m.tflite", sha256=sha256, latency=LATENCY))
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(keep, "01234567"))
+    assert {one.sha256 for one in kept.read(tmp_path / "base.json")} == set("01234567")
+    assert [path.name for path in tmp_path.iterdir()] == ["base.json"]
+
+
+@pytest.mark.parametrize("medians", [(), (0.0,), (-1.0, 2.0), (math.inf,)])
+def test_times_that_are_none_are_refused(baseline: Path, medians: tuple[float, ...]) -> None:
+    raw = json.loads(baseline.read_text())
+    raw["latencies"][0]["latency"]["process_medians_us"] = medians
+    baseline.write_text(json.dumps(raw))
+    with pytest.raises(ConfigError, match=r"is neither a \.tflite nor a file of baselines"):
+        kept.compare(baseline, NEW, FakeTransport(100.0))
+
+
+def test_another_number_of_threads_is_no_baseline(baseline: Path) -> None:
+    transport = FakeTransport(100.0)
+    with pytest.raises(DeviceError) as refusal:
+        kept.compare(baseline, NEW, transport, request=RunRequest(delegate_options={"a": "b"}))
+    assert refusal.value.cause == "its delegate options is none, not (('a', 'b'),)"
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"schema": "other/1", "latencies": []}'])
 def test_what_is_no_file_of_baselines_is_refused_and_left_alone(tmp_path: Path, text: str) -> None:
     path = tmp_path / "other.json"
@@ -122,31 +150,31 @@ def test_what_is_no_file_of_baselines_is_refused_and_left_alone(tmp_path: Path, 
 
 
 def test_history_is_found_by_path_and_by_content(tmp_path: Path) -> None:
-    model = tmp_path / "model.tflite"
-    model.write_bytes(b"content")
-    digest = "ed7002b439e9ac845f22357d822bac1444730fbdb6016d3ec9432297b9ec9f73"
-    for hour, path, sha256 in (
-        (2, str(model), "00"),
-        (1, str(model), "11"),
-        (3, "/elsewhere", digest),
-        (4, "/x", "22"),
-    ):
-        history.add(tmp_path / "store", Record(path=path, sha256=sha256, latency=at(hour)))
-    (tmp_path / "store" / "history" / "damaged.jsonl").write_text("{}\nno json\n")
-    found = history.of(tmp_path / "store", model)
-    assert [series.path for series in found] == ["/elsewhere", str(model)]
-    assert [record.sha256 for record in found[1].records] == ["11", "00"]
+    store, model, other = tmp_path / "store", tmp_path / "model.tflite", tmp_path / "other.tflite"
+    for hour, path, content in ((2, model, "a"), (1, model, "b"), (3, other, "c"), (4, tmp_path / "x", "d")):
+        model.write_text(content)
+        history.remember(store, model, path, "local:", at(hour))
+    (store / "history" / "damaged.jsonl").write_text("{}\nno json\n")
+    with next((store / "history").glob("[0-9a-f]*")).open("a") as file:
+        file.write("half a li")
+    model.write_text("c")
+    found = history.series(store, tmp_path / "." / "model.tflite")
+    assert [series.path for series in found] == [str(other), str(model)]
+    assert [record.latency.measured_at for record in found[1].records] == [at(hour).measured_at for hour in (1, 2)]
+    assert found[1].setup == LATENCY.setup
 
 
 def test_a_store_that_can_not_be_written_loses_the_history_and_no_more(tmp_path: Path) -> None:
     (tmp_path / "store").write_text("a file")
-    history.add(tmp_path / "store", Record(path="/m", sha256="00", latency=LATENCY))
-    assert history.of(tmp_path / "store", Path("/m")) == ()
+    history.remember(tmp_path / "store", tmp_path / "store", Path("/m"), "local:", LATENCY)
+    assert history.series(tmp_path / "store", Path("/m")) == ()
 
 
 def test_the_plot_shows_time_doubts_intervals_and_where_the_file_changed() -> None:
     latencies = (at(0), at(1), replace(at(4), low_us=190.0, median_us=200.0, high_us=210.0, doubts=("busy",)))
-    records = [Record(path="/m", sha256=s, latency=one) for s, one in zip("aab", latencies, strict=True)]
+    records = [
+        Record(path="/m", address="local:", sha256=s, latency=one) for s, one in zip("aab", latencies, strict=True)
+    ]
     found = history_page.plot(records)
     (first, second, third) = found.points
     assert (second.x - first.x) * 4 == pytest.approx(third.x - first.x, abs=0.5)
@@ -158,7 +186,7 @@ def test_the_plot_shows_time_doubts_intervals_and_where_the_file_changed() -> No
 
 
 def test_a_small_difference_does_not_fill_the_plot() -> None:
-    records = [Record(path="/m", sha256="a", latency=at(hour)) for hour in (0, 1)]
+    records = [Record(path="/m", address="local:", sha256="a", latency=at(hour)) for hour in (0, 1)]
     levels = [y for y, _ in history_page.plot(records).levels]
     assert levels[0] - levels[1] < 0.8 * history_page.plot(records).height
 
@@ -182,10 +210,49 @@ def test_a_latency_is_kept_held_to_and_remembered(digits: Build, run: Run, tmp_p
     assert run("profile", tmp_path / "other.tflite", "--history", page, cwd=tmp_path).code == 2
 
 
-def test_two_questions_at_once_are_refused(digits: Build, run: Run) -> None:
-    ended = run("profile", "build/cpu/model.tflite", "--operators", "--baseline", "x.tflite", cwd=digits.folder)
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (("--operators", "--baseline", "x.tflite"), "are two questions"),
+        (("--operators", "--processes", "3"), "--processes means nothing to --operators"),
+        (("--budget", "3"), "--budget means nothing here"),
+        (("--history", "x.html", "--device", "pi"), "--device means nothing to --history"),
+        (("--save-baseline", "x.json", "--processes", "3"), "3 processes make no baseline"),
+        (("--save-baseline", "edgebuild.yaml"), "edgebuild.yaml is neither a .tflite nor a file of baselines"),
+        (("--baseline", "nowhere.tflite"), "there is no file nowhere.tflite"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_before_anything_is_measured(
+    options: tuple[str, ...], told: str, digits: Build, run: Run
+) -> None:
+    ended = run("profile", "build/cpu/model.tflite", *options, cwd=digits.folder)
     assert ended.code == 2
-    assert "--baseline and --operators are two questions" in ended.stderr
+    assert told in ended.stderr
+    assert "measure" not in ended.stderr.partition("error:")[0]
+
+
+def test_a_twin_is_that_of_what_ships(digits: Build, run: Run, tmp_path: Path) -> None:
+    steps = ({"prune": {"sparsity": 0.3}}, {"prune": {"sparsity": 0.6}})
+    command = ("-t", "cpu", "-o", tmp_path / "out", "--json", "--set", "gates={}")
+    two, one = (
+        run(*command, "--set", f"compress={json.dumps(chosen)}", cwd=digits.folder).report["targets"]["cpu"]
+        for chosen in (steps, steps[:1])
+    )
+    assert one["sha256"] == two["ledger"][1]["sha256"] != two["sha256"]
+    assert one["twin"]["latency"] != two["twin"]["latency"]
+
+
+def test_a_matrix_refuses_what_a_build_refuses(digits: Build, run: Run, tmp_path: Path) -> None:
+    listed = {
+        "config": str(digits.folder / "edgebuild.yaml"),
+        "out": "out",
+        "set": {"targets.gpu.precision": "fastest"},
+    }
+    (tmp_path / "matrix.yaml").write_text(json.dumps({"projects": [listed]}))
+    ended = run("matrix", "matrix.yaml", cwd=tmp_path)
+    assert ended.code == 2
+    assert "this machine is no gpu" in ended.stderr
+    assert " + " not in ended.stderr
 
 
 INSTRUCTIONS: Final = Instructions(
@@ -233,8 +300,7 @@ def test_a_build_says_that_int8_is_slower_than_float32_here(digits: Build) -> No
     cpu = json.loads((digits.out / "report.json").read_text())["targets"]["cpu"]
     twin = cpu["twin"]
     assert twin["low"] <= twin["ratio"] <= twin["high"]
-    assert twin["ratio"] == pytest.approx(cpu["latency"]["median_us"] / twin["latency"]["median_us"], rel=0.3)
-    said = [note for note in cpu["notes"] if note.startswith("int8 is slower than float32 here")]
+    said = [note for note in cpu["notes"] if note.startswith("int8 is slower than float32 on ")]
     assert bool(said) == (twin["low"] > 1)
 
 
@@ -260,8 +326,9 @@ def test_the_fastest_that_passes_the_gates_is_measured_and_taken(digits: Build, 
     fit = {name for name, one in by.items() if not one["why"]}
     assert by["int8"]["why"] == "gate max_metric_drop: fail"
     assert by["int8"]["median_us"] is None
-    quickest = min(fit, key=lambda name: by[name]["median_us"])
-    assert by[choice["taken"]]["median_us"] <= 1.3 * by[quickest]["median_us"]
+    assert min(by[name]["ratio"] for name in fit) <= 1
+    taken = by[choice["taken"]]
+    assert taken["ratio"] == 1 or taken["high"] < 1.05
     assert cpu["precision"] == choice["taken"]
     assert f"{choice['taken']}</b>, taken" in (out / "report.html").read_text()
     # What was chosen is what the manifest names, and nothing of the others is left in it.
@@ -367,7 +434,7 @@ def test_a_device_that_computes_wrong_fails_the_build(device: Path, digits: Buil
     report = built_on(device, str(python), digits, cache)
     assert report.exit_code == 8
     assert report.targets["cpu"].device_outputs.verdict == "wrong"
-    assert report.failures["cpu on a device"].what == "the device computes wrong"
+    assert report.failures["cpu on a device"].what.endswith(" computes wrong")
     assert (device.parent / "out" / "cpu" / "model.tflite").exists()
 
 

@@ -8,8 +8,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgebuild.calibration.errors import Failure
 from edgebuild.pipeline import console
 from edgebuild.pipeline.console import Narrator, safe
+from edgebuild.pipeline.errors import exit_code
 
 if TYPE_CHECKING:
     from edgebuild.device_tests.facts import DeviceFacts
@@ -19,12 +21,14 @@ def devices(names: tuple[str, ...], *, config_path: Path, as_json: bool) -> int:
     """Look at the devices that are named, or at all of the configuration; 8 where one can't be reached."""
     from edgebuild.pipeline import devices as found
 
-    seen = found.look(names, found.configured(config_path))
+    narrator = console.quiet_unless_terminal()
+    with narrator.running():
+        seen = found.look(names, found.configured(config_path))
     if as_json:
         console.emit(json.dumps({name: _plain(facts) for name, facts in seen.items()}, indent=1))
     else:
         _show_devices(seen)
-    return 8 if any(isinstance(facts, Exception) for facts in seen.values()) else 0
+    return min((exit_code(facts) for facts in seen.values() if isinstance(facts, Failure)), default=0)
 
 
 def setup(name: str, *, config_path: Path, wheels: Path | None, requirements: tuple[str, ...]) -> int:
@@ -33,21 +37,22 @@ def setup(name: str, *, config_path: Path, wheels: Path | None, requirements: tu
 
     device = found.named(name, found.configured(config_path))
     narrator = Narrator()
+    narrator.say(f"look for a runtime for {device.address}, and put it there")
     with narrator.running():
         runtime = found.setup(device, wheels=wheels, requirements=requirements, hear=narrator.say)
     console.stdout().print(safe(f"{device.address}: {runtime}"), soft_wrap=True)
     return 0
 
 
-def _plain(facts: DeviceFacts | Exception) -> dict[str, Any]:
-    return {"error": str(facts)} if isinstance(facts, Exception) else asdict(facts)
+def _plain(facts: DeviceFacts | Failure) -> dict[str, Any]:
+    return {"error": str(facts)} if isinstance(facts, Failure) else asdict(facts)
 
 
-def _show_devices(seen: Mapping[str, DeviceFacts | Exception]) -> None:
+def _show_devices(seen: Mapping[str, DeviceFacts | Failure]) -> None:
     out = console.stdout()
     for name, facts in seen.items():
-        if isinstance(facts, Exception):
-            out.print(f"[red]{safe(name)}[/]: {safe(str(facts))}", soft_wrap=True)
+        if isinstance(facts, Failure):
+            out.print(f"[red]{safe(name)}[/]: {safe('; '.join(str(facts).splitlines()))}", soft_wrap=True)
             continue
         out.print(f"[bold]{safe(name)}[/]: {safe(_line(facts))}", soft_wrap=True)
 

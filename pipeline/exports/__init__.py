@@ -33,7 +33,7 @@ def write(report: Report, out: Path, files: Mapping[str, Path | None]) -> None:
     """
     named = _named(files)
     for name, path in named.items():
-        _write(path, name, FORMATS[name](report, out))
+        put(path, name, FORMATS[name](report, out))
 
 
 def write_check(found: Check, files: Mapping[str, Path | None]) -> None:
@@ -44,7 +44,7 @@ def write_check(found: Check, files: Mapping[str, Path | None]) -> None:
     """
     made = [(path, name, CHECK_FORMATS[name](found)) for name, path in _named(files).items()]
     for path, name, text in made:
-        _write(path, name, text)
+        put(path, name, text)
 
 
 def _named(files: Mapping[str, Path | None]) -> dict[str, Path]:
@@ -68,7 +68,12 @@ def _is_stream(path: Path) -> bool:
     return path.exists() and not path.is_file() and not path.is_dir()
 
 
-def _write(path: Path, name: str, text: str) -> None:
+def put(path: Path, name: str, text: str) -> None:
+    """Write a text to the file that the option `name` names, all of it or nothing; a pipe takes it as it comes.
+
+    Raises:
+        ConfigError: it can't be written, or holds something else.
+    """
     try:
         _require_ours(path, name, text)
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -9,8 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Final
 
-from edgebuild.pipeline import page
-from edgebuild.pipeline.errors import ConfigError
+from edgebuild.pipeline import exports, page
 from edgebuild.pipeline.timing.history import Record, Series
 
 _WIDTH: Final = 960.0
@@ -53,7 +52,7 @@ def write(path: Path, model: Path, found: Sequence[Series]) -> None:
     """Write the page.
 
     Raises:
-        ConfigError: it can't be written.
+        ConfigError: it can't be written, or the file is something else.
     """
     text = (
         page.environment()
@@ -62,10 +61,7 @@ def write(path: Path, model: Path, found: Sequence[Series]) -> None:
             model=model.name, found=found, plots=[plot(series.records) for series in found], duration=page.duration_text
         )
     )
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as e:
-        raise ConfigError(f"{path} can't be written", cause=e.strerror or str(e), action="name another file") from e
+    exports.put(path, "history", text)
 
 
 def plot(records: Sequence[Record]) -> Plot:
