@@ -20,7 +20,6 @@ from edgebuild.device_tests.latency import Latency
 from edgebuild.pipeline.errors import ConfigError, MismatchError
 
 if TYPE_CHECKING:  # Commands that build nothing load nothing of a build.
-    from edgebuild.device_tests.profile import ModelProfile
     from edgebuild.pipeline.doctor import Finding
     from edgebuild.pipeline.execution.engine import Event
     from edgebuild.pipeline.report import (
@@ -358,24 +357,6 @@ def quiet_unless_terminal() -> Narrator:
 def stdout() -> Console:
     """For what was asked for."""
     return screen(sys.stdout)
-
-
-def show_profile(name: str, profile: ModelProfile) -> None:
-    """Print a latency and how it was obtained."""
-    latency, out = profile.latency, stdout()
-    out.print(f"{safe(name)}: {profile.size_bytes:,} B, {profile.operators} operators")
-    out.print(
-        f"{latency.median_us / 1e3:.3f} ms, {latency.low_us / 1e3:.3f} to {latency.high_us / 1e3:.3f} ms "
-        f"at {latency.confidence:.1%} confidence (spread {latency.spread:.1%})"
-    )
-    out.print(
-        f"{latency.runs} runs in {latency.processes} processes, {latency.threads} thread, {safe(latency.runtime)}"
-    )
-    out.print(
-        f"{latency.evidence} on {safe(latency.device)}; first inference {latency.first_us / 1e3:.3f} ms", soft_wrap=True
-    )
-    for note in latency.notes:
-        out.print(f"[yellow]{safe(note)}[/]", soft_wrap=True)
 
 
 def show_profile_file(profile: Profile) -> None:

@@ -26,8 +26,21 @@ def line(text: str) -> None:
 
 
 def profile(model: Path, found: ModelProfile, same: DeviceAgreement | None) -> None:
-    """A latency, and what the device computes beside this machine."""
-    console.show_profile(model.name, found)
+    """A latency and how it was obtained, and what the device computes beside this machine."""
+    latency, out = found.latency, console.stdout()
+    out.print(f"{safe(model.name)}: {found.size_bytes:,} B, {found.operators} operators")
+    out.print(
+        f"{latency.median_us / 1e3:.3f} ms, {latency.low_us / 1e3:.3f} to {latency.high_us / 1e3:.3f} ms "
+        f"at {latency.confidence:.1%} confidence (spread {latency.spread:.1%})"
+    )
+    out.print(
+        f"{latency.runs} runs in {latency.processes} processes, {latency.threads} thread, {safe(latency.runtime)}"
+    )
+    out.print(
+        f"{latency.evidence} on {safe(latency.device)}; first inference {latency.first_us / 1e3:.3f} ms", soft_wrap=True
+    )
+    for note in latency.notes:
+        out.print(f"[yellow]{safe(note)}[/]", soft_wrap=True)
     if same is not None:
         line(f"outputs: {same}")
 
