@@ -142,8 +142,10 @@ class Narrator:
 
     def _now_and_then(self, text: str) -> None:
         """Where there is no live line, a line after two seconds, then four, eight."""
-        if not self.console.is_terminal and time.monotonic() - self._began > self._next_line_s:
-            self._next_line_s = 2 * (time.monotonic() - self._began)
+        elapsed_s = time.monotonic() - self._began
+        if not self.console.is_terminal and elapsed_s > self._next_line_s:
+            while self._next_line_s <= elapsed_s:
+                self._next_line_s *= 2
             self.console.print(f"  [dim]{text}[/]")
 
     def say(self, text: str) -> None:
