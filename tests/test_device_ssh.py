@@ -12,6 +12,7 @@ import threading
 import time
 import zipfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -193,17 +194,22 @@ def test_rejects_what_names_no_device(uri: str) -> None:
 def killing(server: SshServer, times: int) -> Iterator[None]:
     """Kill all sessions in the middle of a process that says that it began, so many times."""
 
+    is_over = threading.Event()
+
     def kill() -> None:
         for _ in range(times):
-            wait_until(lambda: "began" in "".join(server.left()))
-            for session in server.sessions():
+            wait_until(lambda: "began" in "".join(server.left()) or is_over.is_set())
+            for session in () if is_over.is_set() else server.sessions():
                 os.kill(session, signal.SIGKILL)
-            wait_until(lambda: "began" not in "".join(server.left()))
+            wait_until(lambda: "began" not in "".join(server.left()) or is_over.is_set())
 
-    killer = threading.Thread(target=kill)
-    killer.start()
-    yield
-    killer.join()
+    with ThreadPoolExecutor(1) as pool:
+        killer = pool.submit(kill)
+        try:
+            yield
+        finally:
+            is_over.set()
+            killer.result()
 
 
 def test_a_link_that_is_killed_twice_in_the_middle_is_lost_and_leaves_nothing(
@@ -276,7 +282,7 @@ from pathlib import Path
 from edgebuild.device_tests.device import RemoteTransport
 from edgebuild.device_tests.ssh import SshLink
 from edgebuild.device_tests.stay import Stay
-from edgebuild.device_tests.transport import RUNNER, RunRequest
+from edgebuild.device_tests.transport import RunRequest
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # A background job ignores it.
 uri, config, runner, model = sys.argv[1:]
