@@ -171,18 +171,17 @@ class _Choosing:
     ) -> dict[Precision, Placed]:
         models = {one: runnable(self.outcome, exports[one], exports[one].versions[-1]) for one in who}
         title = f"{self.name} latency as {', '.join(models)}"
-        blocks = 0
-
-        def on_block(block: int) -> None:
-            nonlocal blocks
-            blocks = block
-            self.listener.process(title, block, 0)
-
         limit = self.project.config.gates.latency or LatencyGate()
         found = race(
-            models, transport, request=self.device.request, margin=MARGIN, budget_s=limit.budget_s, on_block=on_block
+            models,
+            transport,
+            request=self.device.request,
+            margin=MARGIN,
+            budget_s=limit.budget_s,
+            on_block=lambda block: self.listener.process(title, block, 0),
         )
-        self.listener.process(title, blocks, blocks)
+        processes = sum(placed.latency.processes for placed in found.values() if placed.latency is not None)
+        self.listener.process(title, processes, processes)
         return found
 
     def _notes(
