@@ -29,6 +29,7 @@ _SLACK_S: Final = 120.0  # Between two steps, and for copying a file.
 _WAIT_S: Final = 900.0
 _TURN_S: Final = 1.0
 _RECONNECTIONS: Final = 2
+_TRIES: Final = 6
 _NOTICE_S: Final = 10.0  # For the device to notice that a link is gone, and to tidy up after it.
 
 BASE: Final = """\
@@ -38,9 +39,9 @@ case $base in *[!A-Za-z0-9/._-]*) base=/tmp; esac
 """The shell's way to the folder for temporary files there: `$base`, which needs no quotes. Android has no /tmp."""
 
 # A lock is a folder that holds the file of its holder, and no other. That comes by `mv`, so it is never half a file;
-# a lock without one is nobody's, for whoever takes it and loses it meanwhile fails at `mv`, and comes again. So does
-# whoever may not write into somebody else's. Other folders of the kind are leftovers as soon as the lock is ours. `cat`
-# says why it can't write, as `echo` doesn't.
+# a lock without one is nobody's, for whoever takes it and loses it meanwhile fails at `mv`. Other folders of the kind
+# are leftovers as soon as the lock is ours: who was about to come fails, too, wherever that was. What fails for such a
+# reason won't fail again and again, so it is tried `_TRIES` times. `cat` says why it can't write, as `echo` doesn't.
 _ENTER: Final = """\
 {base}
 lock=$base/edgebuild.lock; mine=$lock/{nonce}; room=$base/edgebuild-run-{nonce}
@@ -55,11 +56,10 @@ if [ ! -e $mine ]; then
     mkdir $lock 2>/dev/null
 fi
 mv -f $room/holder $mine || {{
-    [ -d $lock ] && [ -e $room/holder ] || lost=yes
     rm -rf $room
     cat $lock/* 2>/dev/null && exit {busy}
-    [ -z "$lost" ] || exit {busy}
-    rmdir $lock; exit 1
+    rmdir $lock
+    exit 1
 }}
 set -- $lock/*
 if [ $# -gt 1 ]; then
@@ -168,8 +168,14 @@ class Stay:
         return _LEAVE.format(base=BASE, nonce=self._nonce)
 
     def _enter(self, timeout_s: float) -> None:
-        told, until = "", time.monotonic() + self._wait_s
-        while (ended := self._asked(timeout_s)).code == _BUSY:
+        told, until, failures = "", time.monotonic() + self._wait_s, 0
+        while (ended := self._asked(timeout_s)).code or not ended.stdout.strip():
+            if ended.code != _BUSY:
+                failures += 1
+                if failures == _TRIES or ended.timed_out:
+                    raise refused(f"{self.link.uri} can't make a private folder", ended.stderr)
+                time.sleep(failures * _TURN_S / 10)
+                continue
             holder = holder_in(ended.stdout) or "somebody"
             if time.monotonic() >= until:
                 raise DeviceError(
@@ -179,10 +185,8 @@ class Stay:
                 )
             if holder != told and self._on_wait is not None:
                 self._on_wait(holder)
-            told = holder
+            told, failures = holder, 0
             time.sleep(_TURN_S)
-        if ended.code or not ended.stdout.strip():
-            raise refused(f"{self.link.uri} can't make a private folder", ended.stderr)
         self._room, *files = ended.stdout.split()
         self._files = set(files)
 

@@ -10,6 +10,7 @@ import sys
 import time
 import zipfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from pathlib import Path
 from typing import Final
@@ -178,6 +179,20 @@ def test_what_a_dead_user_left_is_swept_when_its_lease_is_over(device: Path) -> 
     assert Path(heir.ready({}, TIMEOUT_S)).exists()
     assert not room.exists()
     heir.close()
+    assert not left(device)
+
+
+def test_many_who_come_at_once_all_have_their_turn(device: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgebuild.device_tests.stay._TURN_S", 0.01)
+
+    def use(_: int) -> None:
+        stay = Stay(link_into(device), wait_s=TIMEOUT_S)
+        for _ in range(8):
+            stay.ready({}, TIMEOUT_S)
+        stay.close()
+
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(use, range(18)))
     assert not left(device)
 
 
