@@ -33,7 +33,7 @@ from edgebuild.device_tests.condition import doubts
 from edgebuild.device_tests.local import LocalTransport
 from edgebuild.device_tests.sample import ProcessSample
 from edgebuild.device_tests.transport import RUNNER, RunRequest
-from edgebuild.device_tests.versus import Comparison, compare
+from edgebuild.device_tests.versus import Comparison, Terms, compare
 
 MARGIN: Final = 0.05
 BUDGET_S: Final = 60.0
@@ -158,7 +158,7 @@ def one_round(case: Case, folder: Path, seed: int, budget_s: float) -> Round:
         return samples[-1].median_us
 
     a, b = partial(median_us, case.a), partial(median_us, case.b)
-    comparison = compare(a, b, budget_s=budget_s, margin=MARGIN, seed=seed)
+    comparison = compare(a, b, Terms(budget_s=budget_s, margin=MARGIN), seed=seed)
     return Round(comparison=comparison, doubts=doubts(samples, os.cpu_count() or 1))
 
 

@@ -45,6 +45,17 @@ class Setup:
     delegate: str
     delegate_options: tuple[tuple[str, str], ...] = ()
 
+    @classmethod
+    def of(cls, device: DeviceFingerprint, runtime: str, request: RunRequest) -> Setup:
+        """That of processes which measure as `request` says."""
+        return cls(
+            device=str(device),
+            runtime=runtime,
+            threads=request.threads,
+            delegate=request.delegate,
+            delegate_options=tuple(sorted(request.delegate_options.items())),
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Latency:

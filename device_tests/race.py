@@ -26,7 +26,7 @@ from edgebuild.device_tests.errors import ModelRunError
 from edgebuild.device_tests.latency import CONFIDENCE, Latency, summarize
 from edgebuild.device_tests.sample import ProcessSample
 from edgebuild.device_tests.transport import DeviceFingerprint, RunRequest, Transport
-from edgebuild.device_tests.versus import LOOK_SIZES, LOOKS, Gate, ratio_interval, regressed
+from edgebuild.device_tests.versus import LOOK_SIZES, LOOKS, Gate, Terms, ratio_interval, regressed
 
 _Name = TypeVar("_Name", bound=str)
 
@@ -108,37 +108,35 @@ def beside(
 def race(
     models: Mapping[_Name, Path],
     transport: Transport,
+    terms: Terms,
     *,
     request: RunRequest | None = None,
-    budget_s: float = 60.0,
-    margin: float = 0.05,
-    confidence: float = CONFIDENCE,
     timeout_s: float = 60.0,
     seed: int = 0,
     clock: Callable[[], float] = time.monotonic,
     on_block: Callable[[int], None] | None = None,
 ) -> dict[_Name, Placed]:
-    """Find the fastest of some models by name, and all that are as fast within `margin`.
+    """Find the fastest of some models by name, and all that are as fast within the margin of `terms`.
 
     It ends when nothing is open, or with the budget of seconds. What can't run is out of it.
 
     Raises:
         DeviceError: no model ran, or the device can't be reached.
         ModelError: a file can't be read.
-        ValueError: there is no model; or margin, confidence or budget make no sense.
+        ValueError: there is no model.
     """
-    if not (models and margin > 0 and 0 < confidence < 1 and budget_s > 0):
-        raise ValueError(f"no race of {len(models)} has margin {margin}, confidence {confidence} and {budget_s} s")
+    if not models:
+        raise ValueError("there is no model to race with")
     request, device = request or RunRequest(), transport.fingerprint()
-    each = 1 - (1 - confidence) / LOOKS / max(math.comb(len(models), 2), 1)
-    entrants = _Entrants(models, margin, each)
+    each = 1 - (1 - terms.confidence) / LOOKS / max(math.comb(len(models), 2), 1)
+    entrants = _Entrants(models, terms.margin, each)
     chance, began = random.Random(seed), clock()  # noqa: S311 - an order, no secret
     for block in range(1, LOOK_SIZES[-1] + 1):
         for name in chance.sample(entrants.running, len(entrants.running)):
             entrants.run(name, partial(transport.run, models[name], request, timeout_s))
         if on_block is not None:
             on_block(block)
-        is_over = (clock() - began) * (1 + 1 / block) > budget_s
+        is_over = (clock() - began) * (1 + 1 / block) > terms.budget_s
         if block == _HOPELESS_AFTER:
             entrants.drop_hopeless()
         if is_over or block in LOOK_SIZES:

@@ -98,15 +98,7 @@ class Stay:
         Raises:
             DeviceError: the device can't be reached, or can't keep the files; or somebody else has it for too long.
         """
-
-        def once() -> str:
-            self._enter(timeout_s)
-            for name in sorted(files.keys() - self._files):
-                self.link.push(files[name], f"{self._room}/{name}")
-                self._files.add(name)
-            return self._room
-
-        return _again(once)
+        return self._ready(files, timeout_s, self._wait_s, self._on_wait)
 
     def run(self, script: str, timeout_s: float, *, lost: str = "") -> Ended:
         """Run a script there, in our folder; if we are lost meanwhile, the device runs `lost` and ends our stay.
@@ -154,21 +146,30 @@ class Stay:
         Raises:
             LinkLostError: `lost`, where the device is away, or still has not noticed.
         """
-        kept, self._nonce, self._room = (self._wait_s, self._on_wait), secrets.token_hex(8), ""
-        self._wait_s, self._on_wait = _NOTICE_S, None
+        self._nonce, self._room = secrets.token_hex(8), ""
         try:
-            self.ready(files, timeout_s)
+            self._ready(files, timeout_s, _NOTICE_S, None)
         except DeviceError as e:
             raise lost from e
-        finally:
-            self._wait_s, self._on_wait = kept
 
     @property
     def _leave(self) -> str:
         return _LEAVE.format(base=BASE, nonce=self._nonce)
 
-    def _enter(self, timeout_s: float) -> None:
-        told, until, failures = "", time.monotonic() + self._wait_s, 0
+    def _ready(
+        self, files: dict[str, Path], timeout_s: float, wait_s: float, on_wait: Callable[[str], None] | None
+    ) -> str:
+        def once() -> str:
+            self._enter(timeout_s, wait_s, on_wait)
+            for name in sorted(files.keys() - self._files):
+                self.link.push(files[name], f"{self._room}/{name}")
+                self._files.add(name)
+            return self._room
+
+        return _again(once)
+
+    def _enter(self, timeout_s: float, wait_s: float, on_wait: Callable[[str], None] | None) -> None:
+        told, until, failures = "", time.monotonic() + wait_s, 0
         while (ended := self._asked(timeout_s)).code or not ended.stdout.strip():
             if ended.code != _BUSY:
                 failures += 1
@@ -179,12 +180,12 @@ class Stay:
             holder = holder_in(ended.stdout) or "somebody"
             if time.monotonic() >= until:
                 raise DeviceError(
-                    f"{self.link.uri} was in use for {self._wait_s:g} s",
+                    f"{self.link.uri} was in use for {wait_s:g} s",
                     cause=f"{holder} measures there",
                     action="try again later, or ask them",
                 )
-            if holder != told and self._on_wait is not None:
-                self._on_wait(holder)
+            if holder != told and on_wait is not None:
+                on_wait(holder)
             told, failures = holder, 0
             time.sleep(_TURN_S)
         self._room, *files = ended.stdout.split()

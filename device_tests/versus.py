@@ -47,6 +47,30 @@ _NOTHING: Final = (0.0, math.inf)  # The interval of who knows nothing.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Terms:
+    """What a comparison is to find out: whether two differ by more than `margin`, with `confidence` over all looks.
+
+    It ends after `budget_s` seconds at the latest. With `max_regression` it goes on until `regressed` is decided,
+    instead of `judge`.
+
+    Raises:
+        ValueError: margin, confidence or budget make no sense.
+    """
+
+    budget_s: float = 60.0
+    margin: float = 0.05
+    confidence: float = 0.95
+    max_regression: float | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what no comparison can have."""
+        if not (self.margin > 0 and 0 < self.confidence < 1 and self.budget_s > 0):
+            raise ValueError(
+                f"no comparison has margin {self.margin}, confidence {self.confidence} and {self.budget_s} s"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
     """Model b against model a: `ratio` above 1 is a slower b.
 
@@ -115,38 +139,37 @@ def against(comparison: Comparison, max_regression: float) -> Gate:
 def compare(
     run_a: Sampler,
     run_b: Sampler,
+    terms: Terms,
     *,
-    budget_s: float,
-    margin: float = 0.05,
-    confidence: float = 0.95,
     seed: int = 0,
     clock: Callable[[], float] = time.monotonic,
     on_block: Callable[[int, float], None] | None = None,
-    max_regression: float | None = None,
 ) -> Comparison:
     """Sample both until the verdict stands, or the budget of seconds is spent.
 
-    `run_a` and `run_b` measure in one fresh process and give its median in us. With `max_regression` sampling goes on
-    until `regressed` is decided, instead of `judge`. `on_block` hears of each block as (blocks, seconds).
+    `run_a` and `run_b` measure in one fresh process and give its median in us. `on_block` hears of each block as
+    (blocks, seconds).
 
     Raises:
-        ValueError: margin, confidence or budget make no sense.
         DeviceError: whatever the samplers raise.
     """
     pairs: list[Block] = []
     blocks = _blocks(run_a, run_b, seed)
-    search = _Search(budget_s, margin, confidence, clock, on_block, max_regression)
-    low, high, seconds = search.until_decided(
-        lambda: pairs.append(next(blocks)), lambda: ratio_interval(pairs, 1 - (1 - confidence) / LOOKS)
+    low, high, seconds = _until_decided(
+        lambda: pairs.append(next(blocks)),
+        lambda: ratio_interval(pairs, 1 - (1 - terms.confidence) / LOOKS),
+        terms,
+        clock,
+        on_block,
     )
     a_us, b_us = zip(*pairs, strict=True)
     return Comparison(
         ratio=median(b / a for a, b in pairs),
         low=low,
         high=high,
-        confidence=confidence,
-        margin=margin,
-        verdict=judge(low, high, margin),
+        confidence=terms.confidence,
+        margin=terms.margin,
+        verdict=judge(low, high, terms.margin),
         a_us=a_us,
         b_us=b_us,
         seconds=seconds,
@@ -157,21 +180,17 @@ def compare(
 def compare_kept(
     kept_us: Sequence[float],
     run: Sampler,
+    terms: Terms,
     *,
-    budget_s: float,
-    margin: float = 0.05,
-    confidence: float = 0.95,
     clock: Callable[[], float] = time.monotonic,
     on_block: Callable[[int, float], None] | None = None,
-    max_regression: float | None = None,
 ) -> Comparison:
     """Hold a model to another's process medians of an earlier day; all else as `compare`.
 
     Raises:
-        ValueError: margin, confidence or budget make no sense.
         DeviceError: whatever the sampler raises.
     """
-    error = (1 - confidence) / 2
+    error = (1 - terms.confidence) / 2
     old, found = median_interval(kept_us, 1 - error), list[float]()
     enough = old.confidence >= 1 - error
 
@@ -179,16 +198,15 @@ def compare_kept(
         new = median_interval(found, 1 - error / LOOKS)
         return (new.low / old.high, new.high / old.low) if enough and new.confidence >= 1 - error / LOOKS else _NOTHING
 
-    search = _Search(budget_s, margin, confidence, clock, on_block, max_regression)
-    low, high, seconds = search.until_decided(lambda: found.append(run()), interval)
+    low, high, seconds = _until_decided(lambda: found.append(run()), interval, terms, clock, on_block)
     few = f"the baseline's {len(kept_us)}" if not enough else f"{len(found)} before the budget ended"
     return Comparison(
         ratio=median(found) / median(kept_us),
         low=low,
         high=high,
-        confidence=confidence,
-        margin=margin,
-        verdict=judge(low, high, margin),
+        confidence=terms.confidence,
+        margin=terms.margin,
+        verdict=judge(low, high, terms.margin),
         a_us=tuple(kept_us),
         b_us=tuple(found),
         seconds=seconds,
@@ -201,22 +219,18 @@ def compare_models(
     a: Path,
     b: Path,
     transport: Transport,
+    terms: Terms,
     *,
     request: RunRequest | None = None,
     timeout_s: float = 60.0,
-    budget_s: float = 60.0,
-    margin: float = 0.05,
-    confidence: float = 0.95,
     seed: int = 0,
     on_block: Callable[[int, float], None] | None = None,
-    max_regression: float | None = None,
 ) -> Comparison:
     """Compare two .tflite files on a device; an emulated, throttled, busy or swapping one leaves it inconclusive.
 
     Raises:
         DeviceError: the device can't be reached or can't run a model.
         ModelError: a file can't be read.
-        ValueError: as `compare` has it.
     """
     samples: list[ProcessSample] = []
 
@@ -224,16 +238,7 @@ def compare_models(
         samples.append(transport.run(model, request or RunRequest(), timeout_s))
         return samples[-1].median_us
 
-    found = compare(
-        partial(measured, a),
-        partial(measured, b),
-        budget_s=budget_s,
-        margin=margin,
-        confidence=confidence,
-        seed=seed,
-        on_block=on_block,
-        max_regression=max_regression,
-    )
+    found = compare(partial(measured, a), partial(measured, b), terms, seed=seed, on_block=on_block)
     return doubted(found, samples, transport.fingerprint())
 
 
@@ -250,42 +255,32 @@ def ratio_interval(pairs: Sequence[Block], confidence: float) -> tuple[float, fl
     return (found.low, found.high) if found.confidence >= confidence else _NOTHING
 
 
-@dataclass(frozen=True, slots=True)
-class _Search:
-    """Sampling until the verdict stands."""
+def _until_decided(
+    take: Callable[[], None],
+    interval: Callable[[], tuple[float, float]],
+    terms: Terms,
+    clock: Callable[[], float],
+    on_block: Callable[[int, float], None] | None,
+) -> tuple[float, float, float]:
+    """Take one after the other, and look at the interval at most `LOOKS` times; its ends, and the seconds."""
+    began, taken, (low, high) = clock(), 0, _NOTHING
+    while True:
+        take()
+        taken, seconds = taken + 1, clock() - began
+        if on_block is not None:
+            on_block(taken, seconds)
+        another_fits = seconds * (1 + 1 / taken) <= terms.budget_s
+        over = taken == LOOK_SIZES[-1] or not another_fits
+        if over or taken in LOOK_SIZES:
+            low, high = interval()
+        if over or _is_decided(low, high, terms):
+            return low, high, seconds
 
-    budget_s: float
-    margin: float
-    confidence: float
-    clock: Callable[[], float]
-    on_block: Callable[[int, float], None] | None
-    max_regression: float | None
 
-    def until_decided(
-        self, take: Callable[[], None], interval: Callable[[], tuple[float, float]]
-    ) -> tuple[float, float, float]:
-        """Take one after the other, and look at the interval at most `LOOKS` times; its ends, and the seconds."""
-        if not (self.margin > 0 and 0 < self.confidence < 1 and self.budget_s > 0):
-            raise ValueError(
-                f"no comparison has margin {self.margin}, confidence {self.confidence} and {self.budget_s} s"
-            )
-        began, taken, (low, high) = self.clock(), 0, _NOTHING
-        while True:
-            take()
-            taken, seconds = taken + 1, self.clock() - began
-            if self.on_block is not None:
-                self.on_block(taken, seconds)
-            another_fits = seconds * (1 + 1 / taken) <= self.budget_s
-            over = taken == LOOK_SIZES[-1] or not another_fits
-            if over or taken in LOOK_SIZES:
-                low, high = interval()
-            if over or self._decided(low, high):
-                return low, high, seconds
-
-    def _decided(self, low: float, high: float) -> bool:
-        if self.max_regression is None:
-            return judge(low, high, self.margin) != "inconclusive"
-        return regressed(low, high, self.max_regression) != "inconclusive"
+def _is_decided(low: float, high: float, terms: Terms) -> bool:
+    if terms.max_regression is None:
+        return judge(low, high, terms.margin) != "inconclusive"
+    return regressed(low, high, terms.max_regression) != "inconclusive"
 
 
 def _look_sizes() -> tuple[int, ...]:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Final
 
 from edgebuild.device_tests.latency import Latency
 from edgebuild.pipeline.ledger import fall
-from edgebuild.pipeline.report import Entry, FloatTwin, MeasuredAgreement, NoLatency
+from edgebuild.pipeline.report import Entry, MeasuredAgreement
+from edgebuild.pipeline.timed import FloatTwin, NoLatency
 
 if TYPE_CHECKING:
     from edgebuild.pipeline.advice import Facts, Margin

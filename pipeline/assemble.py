@@ -31,11 +31,9 @@ from edgebuild.pipeline.placing import GpuRun
 from edgebuild.pipeline.plan import Export, Plan, Role, Version
 from edgebuild.pipeline.report import (
     SCHEMA,
-    Choice,
     CompressionReport,
     Entry,
     FailureReport,
-    FloatTwin,
     GateResult,
     InputReport,
     KernelReport,
@@ -44,16 +42,16 @@ from edgebuild.pipeline.report import (
     MissingEntry,
     ModelReport,
     NoAgreement,
-    NoLatency,
     Report,
     StepReport,
     TargetReport,
-    Timed,
 )
 from edgebuild.pipeline.settings import Metric
 from edgebuild.pipeline.storage.digests import digest_file
-from edgebuild.pipeline.target_settings import TargetSettings
+from edgebuild.pipeline.target_settings import TargetSettings, can_choose
 from edgebuild.pipeline.task import tool_version
+from edgebuild.pipeline.timed import Choice, Timed
+from edgebuild.pipeline.timed import notes as time_notes
 from edgebuild.targets.evidence import Evidence, Figure
 from edgebuild.targets.microcontroller import tflm
 from edgebuild.targets.placement import Placement
@@ -196,7 +194,7 @@ def target(
     firmware = _firmware(name, raw, verified, export, outcome)
     memory = memory_from_plain(raw["memory"])
     timed = latencies[export.packaged]
-    settings = project.config.targets.get(name, TargetSettings())
+    is_choice = can_choose(name, project.config.targets.get(name, TargetSettings()))
     fix = _fix(name, export.versions[-1], outcome, cut, packaged / "files")
     run = _gpu_run(raw.get("gpu_run"))
     built = TargetReport(
@@ -207,7 +205,7 @@ def target(
         io=export.io,
         route=raw["route"],
         calibration_samples=raw["calibration_samples"],
-        notes=(*raw["notes"], *_doubts(run, fix, placement), *_timing_notes(export.precision, settings, timed)),
+        notes=(*raw["notes"], *_doubts(run, fix, placement), *time_notes(export.precision, timed, is_choice=is_choice)),
         **{figure: Figure(**raw[figure]) for figure in _FIGURES},  # type: ignore[arg-type] # of these names alone
         agreement=_agreement(verified["agreement"], plan.evaluated_on, evidence),
         metric=_metric(project.config.metric, verified, name, export.precision),
@@ -234,24 +232,6 @@ def _doubts(run: GpuRun | None, fix: Fix | None, placement: Placement) -> Iterat
     if fix is not None and fix.doubt:
         yield fix.doubt
     yield from (f"{finding.what}: {finding.action}" for finding in placement.findings)
-
-
-def _timing_notes(precision: Precision, settings: TargetSettings, timed: Timed) -> Iterator[str]:
-    twin = timed.twin
-    if isinstance(twin, NoLatency) and not isinstance(timed.latency, NoLatency):
-        yield f"float32 was not timed beside {precision}: {twin.note}"
-    if isinstance(twin, FloatTwin) and twin.is_faster:
-        told = f"{precision} is slower than float32 on {twin.latency.device}, {twin.latency.runtime}: "
-        told += f"{twin.ratio:.2f} times its time, {twin.low:.2f} to {twin.high:.2f}"
-        doubts = "; ".join(dict.fromkeys((*twin.latency.doubts, *_latency_doubts(timed))))
-        told += f" (measured while {doubts})" if doubts else ""
-        yield told + ("; precision: fastest picks by measurement" if settings.io in (None, "float32") else "")
-    if isinstance(timed.outputs, NoLatency):
-        yield f"the device's outputs were not compared: {timed.outputs.note}"
-
-
-def _latency_doubts(timed: Timed) -> tuple[str, ...]:
-    return timed.latency.doubts if isinstance(timed.latency, Latency) else ()
 
 
 def _wrong(found: TargetReport) -> DeviceError | None:

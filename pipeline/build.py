@@ -83,7 +83,7 @@ def build(
     with session(store, plan.tasks):  # Until the artifacts are published, nobody collects them.
         outcome = execute(
             plan.tasks,
-            plan.goals,
+            (*plan.goals, *builds.samples_elsewhere(project, plan, device)),
             store,
             jobs=jobs or os.cpu_count() or 1,
             on_event=heard.event,

@@ -17,9 +17,10 @@ from edgebuild.export.agreement import Agreement
 from edgebuild.export.formats import Precision
 from edgebuild.pipeline.errors import GATE_EXIT_CODES, INCONCLUSIVE_LATENCY, OK
 from edgebuild.pipeline.firmware_report import FirmwareReport, npu_figures
-from edgebuild.pipeline.report import GateResult, MetricFigure, NoAgreement, NoLatency, Verdict
+from edgebuild.pipeline.report import GateResult, MetricFigure, NoAgreement, Verdict
 from edgebuild.pipeline.settings import Gates
 from edgebuild.pipeline.target_settings import TargetSettings, TflmSettings, least
+from edgebuild.pipeline.timed import NoLatency
 from edgebuild.targets.evidence import Figure
 from edgebuild.targets.placement import Placement
 from edgebuild.targets.target import Memory

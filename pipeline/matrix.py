@@ -20,6 +20,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -139,7 +140,8 @@ def build(
     """
     plans = {entry.name: _planned(entry) for entry in entries}
     tasks = {key: task for plan in plans.values() for key, task in plan.tasks.items()}
-    goals = dict.fromkeys(goal for plan in plans.values() for goal in plan.goals)
+    samples = (builds.samples_elsewhere(entry.project, plans[entry.name], "") for entry in entries)
+    goals = dict.fromkeys(chain(*(plan.goals for plan in plans.values()), *samples))
     store = store or default_store()
     with session(store, tasks):  # Until everything is published, nobody collects it.
         outcome = execute(

@@ -12,7 +12,8 @@ from edgebuild.device_tests.latency import Latency
 from edgebuild.pipeline import firmware_report, ledger
 from edgebuild.pipeline.firmware_report import FirmwareReport
 from edgebuild.pipeline.fitting.records import mapped, shipped
-from edgebuild.pipeline.report import Entry, FailureReport, NoAgreement, NoLatency, Report, TargetReport
+from edgebuild.pipeline.report import Entry, FailureReport, NoAgreement, Report, TargetReport
+from edgebuild.pipeline.timed import NoLatency
 from edgebuild.targets.evidence import Evidence, Figure, measured, unavailable
 from edgebuild.targets.target import Memory
 

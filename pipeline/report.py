@@ -19,6 +19,7 @@ from edgebuild.pipeline.compress.scan import Search
 from edgebuild.pipeline.firmware_report import FirmwareReport
 from edgebuild.pipeline.fitting.records import Cut, Fix
 from edgebuild.pipeline.placing import GpuRun
+from edgebuild.pipeline.timed import Choice, FloatTwin, NoLatency
 from edgebuild.targets.evidence import Evidence, Figure
 from edgebuild.targets.placement import Placement
 from edgebuild.targets.target import Memory
@@ -66,84 +67,6 @@ class MetricFigure:
     evidence: Evidence
     note: str = ""
     interval: tuple[Real, Real] | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NoLatency:
-    """Why there is no latency."""
-
-    note: str
-    evidence: Literal["unavailable"] = "unavailable"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FloatTwin:
-    """The same model as plain float32 on the same device, by processes of both in turns.
-
-    `ratio` is the artifact's time over the twin's, above 1 where quantization made it slower; `low` to `high` is its
-    interval.
-    """
-
-    latency: Latency
-    ratio: float
-    low: float
-    high: float
-
-    @property
-    def is_faster(self) -> bool:
-        """Whether it surely is; of a device that an emulator plays nobody knows."""
-        return self.low > 1 and self.latency.evidence == "measured"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Candidate:
-    """A precision that `fastest` could have chosen.
-
-    `ratio` is its time over that of the quickest, 1 for that one, and `low` to `high` its interval; None where it was
-    not measured, or too seldom for one. `why` says what ruled it out, and is empty where nothing did.
-    """
-
-    precision: Precision
-    size_bytes: int | None
-    metric: float | None
-    median_us: float | None
-    ratio: float | None
-    low: float | None
-    high: float | None
-    why: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Choice:
-    """What `precision: fastest` took and chose from, on which device and runtime; `notes` say how sure that is."""
-
-    taken: Precision
-    candidates: tuple[Candidate, ...]
-    device: str
-    runtime: str
-    notes: tuple[str, ...]
-
-    def __str__(self) -> str:
-        """One line: what was taken, and what the others take of the quickest one's time."""
-        times = ", ".join(f"{one.precision} {one.ratio:.3g}" for one in self.candidates if one.ratio is not None)
-        left = "".join(f"; not {one.precision}, {one.why}" for one in self.candidates if one.why)
-        return f"precision {self.taken} by measurement, in times of the quickest {times}{left} ({self.runtime})"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Timed:
-    """An artifact's latency, or why there is none, with all that was measured beside it.
-
-    `against` is the baseline of a gate, where one is named, and `outputs` what another device computes beside this
-    machine. `is_asked` is whether there is a device to measure on: where nobody names one, no gate for all targets is
-    meant.
-    """
-
-    latency: Latency | NoLatency
-    twin: FloatTwin | NoLatency | None = None
-    against: Comparison | CountComparison | NoLatency | None = None
-    outputs: DeviceAgreement | NoLatency | None = None
-    is_asked: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -265,7 +188,7 @@ class TargetReport:
     `cut`, where it was asked for, figures of the file and its placement speak of `model.tflite` alone, what the
     accelerator runs; agreement and metric speak of all parts in sequence. `fix` tells of edits, where there
     were to be some; `gpu_run` of a GPU runtime of the build's machine, where one placed the model. `against`, `twin`
-    and `device_outputs` are as in `Timed`, and `choice` is of `precision: fastest`.
+    and `device_outputs` are as in `timed.Timed`, and `choice` is of `precision: fastest`.
     """
 
     artifact: str

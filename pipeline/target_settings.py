@@ -248,13 +248,17 @@ def precisions(name: str, settings: TargetSettings) -> tuple[Precision, ...]:
     return tuple(precision for precision, one in each.items() if not any(refusals(name, one)))
 
 
+def can_choose(name: str, settings: TargetSettings) -> bool:
+    """Whether these settings leave more than one precision for `fastest` to choose from."""
+    return len(precisions(name, settings.model_copy(update={"precision": FASTEST}))) > 1
+
+
 def _fastest_refusals(name: str, settings: TargetSettings) -> Iterator[str]:
     if TARGETS[name].FLASHED:
         yield f"{name}.precision: fastest is picked by measurement, and nothing here can measure on a {name}"
-    elif len(found := precisions(name, settings)) < 2:
-        yield f"{name}.precision: there is no choice for fastest, since with these settings {name} takes " + (
-            ", ".join(found) or "none"
-        )
+    elif not can_choose(name, settings):
+        left = ", ".join(precisions(name, settings)) or "none"
+        yield f"{name}.precision: there is no choice for fastest, since with these settings {name} takes {left}"
 
 
 def _format_refusals(name: str, settings: TargetSettings) -> Iterator[str]:

@@ -101,7 +101,7 @@ class Emulated:
 
 
 def test_no_model_is_faster_because_an_emulator_is() -> None:
-    found = versus.compare_models(Path("a"), Path("b"), Emulated())
+    found = versus.compare_models(Path("a"), Path("b"), Emulated(), versus.Terms())
     assert (found.verdict, found.ratio) == ("inconclusive", 2.0)
     assert found.notes == (f"{QEMU} plays the device: its times say nothing of a real one",)
 

@@ -15,7 +15,7 @@ from edgebuild.device_tests.link import LinkLostError
 from edgebuild.device_tests.race import Placed, beside, race
 from edgebuild.device_tests.sample import ProcessSample
 from edgebuild.device_tests.transport import DeviceFingerprint, RunRequest
-from edgebuild.device_tests.versus import FIRST_LOOK, LOOK_SIZES
+from edgebuild.device_tests.versus import FIRST_LOOK, LOOK_SIZES, Terms
 
 PROCESS_S = 0.35
 ROUNDS = 200
@@ -56,7 +56,7 @@ class Device:
 
     def raced(self) -> dict[str, Placed]:
         names = {name: Path(f"{name}.tflite") for name in self.true_us}
-        return race(names, self, seed=self.seed, clock=lambda: self.now_s)
+        return race(names, self, Terms(), seed=self.seed, clock=lambda: self.now_s)
 
 
 def standing(found: dict[str, Placed], *standings: str) -> set[str]:
@@ -120,7 +120,7 @@ def test_a_link_that_is_lost_ends_the_race_and_beats_nobody() -> None:
 def test_where_none_runs_there_is_no_race() -> None:
     with pytest.raises(ModelRunError, match="did not run"):
         Device({"a": 100.0, "b": 50.0}, broken=("a", "b")).raced()
-    with pytest.raises(ValueError, match="no race of 0"):
+    with pytest.raises(ValueError, match="no model"):
         Device({}).raced()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from edgebuild.device_tests.versus import (
     LOOKS,
     Comparison,
     Gate,
+    Terms,
     Verdict,
     against,
     compare,
@@ -66,11 +68,14 @@ class Device:
         drifted = 1 + self.drift * math.sin(self.now_s / 20)
         return 100.0 * slower * outlier * drifted * math.exp(self.chance.gauss(0, self.noise))
 
-    def compared(self, **settings: Any) -> Comparison:
+    def compared(self, on_block: Callable[[int, float], None] | None = None, **settings: Any) -> Comparison:
         return compare(
             lambda: self.median_us("a"),
             lambda: self.median_us("b"),
-            **{"budget_s": BUDGET_S, "seed": self.seed, "clock": self.clock, **settings},
+            Terms(**{"budget_s": BUDGET_S, **settings}),
+            seed=self.seed,
+            clock=self.clock,
+            on_block=on_block,
         )
 
 
@@ -214,14 +219,14 @@ def test_interval_is_a_bootstraps_over_blocks_give_or_take_two_ranks() -> None:
 @pytest.mark.parametrize("settings", [{"margin": 0.0}, {"confidence": 1.0}, {"confidence": 0.0}, {"budget_s": 0.0}])
 def test_rejects_a_comparison_that_makes_no_sense(settings: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="no comparison has"):
-        Device(seed=0).compared(**settings)
+        Terms(**settings)
 
 
 def kept_against(ratio: float, seed: int) -> Comparison:
     """A model of that ratio against another's forty processes of an earlier day, when the device was the same."""
     before, now = (Device(seed=2 * seed + day, ratio=ratio, noise=0.03, drift=0.0) for day in (0, 1))
     kept = [before.median_us("a") for _ in range(40)]
-    return compare_kept(kept, lambda: now.median_us("b"), budget_s=BUDGET_S, clock=now.clock)
+    return compare_kept(kept, lambda: now.median_us("b"), Terms(), clock=now.clock)
 
 
 @pytest.mark.parametrize(("ratio", "verdict"), [(1.0, "same"), (1.2, "slower"), (1 / 1.2, "faster")])
@@ -234,15 +239,15 @@ def test_what_was_kept_tells_as_much_as_it_says(ratio: float, verdict: Verdict) 
 
 
 def test_times_that_were_kept_are_too_few_below_seven() -> None:
-    found = compare_kept([100.0] * 6, lambda: 200.0, budget_s=1e9, clock=lambda: 0.0)
+    found = compare_kept([100.0] * 6, lambda: 200.0, Terms(), clock=lambda: 0.0)
     assert (found.verdict, found.ratio, found.high) == ("inconclusive", 2.0, math.inf)
     assert found.notes == ("too few processes for an interval: the baseline's 6",)
-    assert compare_kept([100.0] * 7, lambda: 200.0, budget_s=1e9, clock=lambda: 0.0).verdict == "slower"
+    assert compare_kept([100.0] * 7, lambda: 200.0, Terms(), clock=lambda: 0.0).verdict == "slower"
 
 
 def test_times_that_were_kept_need_enough_new_ones() -> None:
     device = Device(seed=1, process_s=10.0)
-    found = compare_kept([100.0] * 20, lambda: device.median_us("b"), budget_s=BUDGET_S, clock=device.clock)
+    found = compare_kept([100.0] * 20, lambda: device.median_us("b"), Terms(), clock=device.clock)
     assert found.notes == (f"too few processes for an interval: {found.blocks} before the budget ended",)
     assert (found.verdict, found.kept, found.blocks) == ("inconclusive", True, 6)
 
@@ -264,15 +269,15 @@ class FakeTransport:
 
 
 def test_compares_two_models_on_a_device() -> None:
-    found = compare_models(A, B, FakeTransport())
+    found = compare_models(A, B, FakeTransport(), Terms())
     assert (found.ratio, found.low, found.high, found.verdict) == (2.0, 2.0, 2.0, "slower")
     assert against(found, 0.05) == "fail"
-    assert against(compare_models(B, A, FakeTransport()), 0.05) == "pass"
+    assert against(compare_models(B, A, FakeTransport(), Terms()), 0.05) == "pass"
 
 
 def test_a_doubtful_device_leaves_it_inconclusive() -> None:
     hot = replace(SAMPLE, after=DeviceState(temperature_c=85.0))
-    found = compare_models(A, B, FakeTransport(sample=hot))
+    found = compare_models(A, B, FakeTransport(sample=hot), Terms())
     assert (found.verdict, found.ratio) == ("inconclusive", 2.0)
     assert found.notes == found.doubts == ("the device was hot: 85 degrees Celsius",)
     assert against(found, 0.05) == "inconclusive"
@@ -280,4 +285,4 @@ def test_a_doubtful_device_leaves_it_inconclusive() -> None:
 
 def test_a_failing_process_fails_the_comparison() -> None:
     with pytest.raises(DeviceError, match="did not run"):
-        compare_models(A, B, FakeTransport(fails=True))
+        compare_models(A, B, FakeTransport(fails=True), Terms())

@@ -23,15 +23,14 @@ from edgebuild.pipeline.fitting.records import Cut, PartFile
 from edgebuild.pipeline.report import (
     Entry,
     FailureReport,
-    FloatTwin,
     GateResult,
     MeasuredAgreement,
     MetricFigure,
     MissingEntry,
     NoAgreement,
-    NoLatency,
     TargetReport,
 )
+from edgebuild.pipeline.timed import FloatTwin, NoLatency
 from edgebuild.targets.evidence import measured, unavailable
 from edgebuild.targets.placement import Finding, Unmapped
 

@@ -15,9 +15,10 @@ from edgebuild.export.agreement import Agreement
 from edgebuild.export.formats import Precision
 from edgebuild.pipeline.firmware_report import FirmwareReport
 from edgebuild.pipeline.gates import AGREEMENT_LIMITS, exit_code, judge
-from edgebuild.pipeline.report import GateResult, MetricFigure, NoLatency
+from edgebuild.pipeline.report import GateResult, MetricFigure
 from edgebuild.pipeline.settings import Gates, LatencyGate
 from edgebuild.pipeline.target_settings import Board, TargetSettings
+from edgebuild.pipeline.timed import NoLatency
 from edgebuild.targets.evidence import Figure, measured, unavailable
 from edgebuild.targets.microcontroller.emulation.emulate import Emulation
 from edgebuild.targets.placement import Placement

@@ -25,10 +25,10 @@ from edgebuild.pipeline.report import (
     KernelReport,
     MetricFigure,
     MissingEntry,
-    NoLatency,
     Report,
     StepReport,
 )
+from edgebuild.pipeline.timed import NoLatency
 from edgebuild.targets.evidence import measured, unavailable
 
 SCATTERED = (

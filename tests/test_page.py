@@ -20,17 +20,16 @@ from edgebuild.pipeline.report import (
     SCHEMA,
     CompressionReport,
     FailureReport,
-    FloatTwin,
     MeasuredAgreement,
     MetricFigure,
     ModelReport,
-    NoLatency,
     Report,
     StepFindings,
     TargetReport,
 )
 from edgebuild.pipeline.settings import Gates
 from edgebuild.pipeline.target_settings import TargetSettings
+from edgebuild.pipeline.timed import FloatTwin, NoLatency
 from edgebuild.targets.evidence import Evidence, Figure, measured, unavailable
 from edgebuild.targets.placement import Placement, Unmapped
 from edgebuild.targets.target import Memory

@@ -66,6 +66,7 @@ ROOMS = {  # What a room of the pipeline knows of the rest of it.
         "settings",
         "storage",
         "target_settings",
+        "timed",
     },
     "stages": {
         "arrays",

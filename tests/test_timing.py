@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -22,8 +23,9 @@ from edgebuild.device_tests.latency import Latency, summarize
 from edgebuild.device_tests.sample import ProcessSample
 from edgebuild.device_tests.shell import ShellLink
 from edgebuild.device_tests.transport import DeviceFingerprint, RunRequest
+from edgebuild.device_tests.versus import Terms
 from edgebuild.pipeline import build as building
-from edgebuild.pipeline import config, gates
+from edgebuild.pipeline import config, gates, planner
 from edgebuild.pipeline.errors import ConfigError
 from edgebuild.pipeline.settings import LatencyGate
 from edgebuild.pipeline.storage.store import Store
@@ -66,7 +68,7 @@ def at(hour: int, latency: Latency = LATENCY) -> Latency:
 
 @pytest.mark.parametrize(("median_us", "verdict"), [(100.0, "same"), (120.0, "slower"), (80.0, "faster")])
 def test_a_model_is_held_to_what_was_kept(baseline: Path, median_us: float, verdict: str) -> None:
-    found = kept.compare(baseline, NEW, FakeTransport(median_us))
+    found = kept.compare(baseline, NEW, FakeTransport(median_us), Terms())
     assert (found.verdict, found.kept, len(found.a_us)) == (verdict, True, 12)
     assert found.ratio == pytest.approx(median_us / 100.5)
     assert "old.tflite" in found.notes[-1]
@@ -83,7 +85,7 @@ def test_a_baseline_of_another_device_or_runtime_is_refused(
     baseline: Path, transport: FakeTransport, told: str
 ) -> None:
     with pytest.raises(DeviceError, match="is no baseline for") as refusal:
-        kept.compare(baseline, NEW, transport)
+        kept.compare(baseline, NEW, transport, Terms())
     assert told in refusal.value.cause
     assert "--save-baseline" in refusal.value.action
 
@@ -96,13 +98,13 @@ def test_one_latency_is_kept_for_each_device_runtime_and_model(baseline: Path) -
     found = kept.read(baseline)
     assert [(one.sha256[:2], one.latency.device[:3]) for one in found] == [("0a", "x86"), ("0a", "aar"), ("0b", "aar")]
     # Of several models of one device the one that was measured last is the baseline.
-    assert "old.tflite" in kept.compare(baseline, NEW, FakeTransport(100.0)).notes[-1]
+    assert "old.tflite" in kept.compare(baseline, NEW, FakeTransport(100.0), Terms()).notes[-1]
 
 
 def test_too_few_processes_are_no_baseline_for_a_verdict(tmp_path: Path) -> None:
     few = summarize([replace(SAMPLE, median_us=us) for us in TIGHT[:3]], DEVICE)
     kept.save(tmp_path / "few.json", Kept(model="old.tflite", sha256="0a" * 32, latency=few))
-    found = kept.compare(tmp_path / "few.json", NEW, FakeTransport(200.0))
+    found = kept.compare(tmp_path / "few.json", NEW, FakeTransport(200.0), Terms())
     assert found.verdict == "inconclusive"
     assert found.notes[0] == "too few processes for an interval: the baseline's 3"
 
@@ -130,13 +132,13 @@ def test_times_that_are_none_are_refused(baseline: Path, medians: tuple[float, .
     raw["latencies"][0]["latency"]["process_medians_us"] = medians
     baseline.write_text(json.dumps(raw))
     with pytest.raises(ConfigError, match=r"is neither a \.tflite nor a file of baselines"):
-        kept.compare(baseline, NEW, FakeTransport(100.0))
+        kept.compare(baseline, NEW, FakeTransport(100.0), Terms())
 
 
 def test_another_number_of_threads_is_no_baseline(baseline: Path) -> None:
     transport = FakeTransport(100.0)
     with pytest.raises(DeviceError) as refusal:
-        kept.compare(baseline, NEW, transport, request=RunRequest(delegate_options={"a": "b"}))
+        kept.compare(baseline, NEW, transport, Terms(), request=RunRequest(delegate_options={"a": "b"}))
     assert refusal.value.cause == "its delegate options is none, not (('a', 'b'),)"
 
 
@@ -416,6 +418,15 @@ def test_what_another_device_computes_is_held_to_this_machine(device: Path, digi
     assert found.twin is not None
     assert report.exit_code == 0
     assert not list((device / "tmp").iterdir())
+
+
+def test_samples_that_the_store_lost_are_loaded_again_for_a_device(device: Path, digits: Build, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    built_on(device, sys.executable, digits, store)
+    plan = planner.make(config.load(digits.folder / "edgebuild.yaml"), ["cpu"])
+    shutil.rmtree(Store(store).place(plan.samples_of(plan.exports["cpu"])))
+    report = built_on(device, sys.executable, digits, store)
+    assert report.targets["cpu"].device_outputs.verdict == "equal"
 
 
 def test_a_device_that_computes_wrong_fails_the_build(device: Path, digits: Build, cache: Path) -> None:

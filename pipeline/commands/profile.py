@@ -110,8 +110,7 @@ def _measured(model: Path, device: Device, listener: Listener, asked: Asked) -> 
     processes = asked.processes or (_PROCESSES if keep is None else kept.PROCESSES)
     if keep is not None:
         kept.require_room(keep, processes)
-    found = questions.profile(model, device, default_root(), processes=processes, listener=listener)
-    same = questions.outputs(model, device, listener)
+    found, same = questions.profile(model, device, default_root(), processes=processes, listener=listener)
     refusal: DeviceError | None = None
     if keep is not None:
         try:

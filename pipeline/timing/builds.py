@@ -14,11 +14,11 @@ from edgebuild.calibration.errors import Failure
 from edgebuild.device_tests import outputs
 from edgebuild.device_tests.errors import DeviceError, ModelRunError
 from edgebuild.device_tests.instructions import CountComparison
-from edgebuild.device_tests.latency import Latency, measure
+from edgebuild.device_tests.latency import Latency, Setup, measure
 from edgebuild.device_tests.outputs import DeviceAgreement
 from edgebuild.device_tests.race import beside
 from edgebuild.device_tests.transport import Transport
-from edgebuild.device_tests.versus import Comparison
+from edgebuild.device_tests.versus import Comparison, Terms
 from edgebuild.pipeline import assemble, devices
 from edgebuild.pipeline.arrays import load_arrays
 from edgebuild.pipeline.config import Project
@@ -26,11 +26,12 @@ from edgebuild.pipeline.device_settings import LOCAL, Device
 from edgebuild.pipeline.errors import ConfigError
 from edgebuild.pipeline.execution.engine import Outcome
 from edgebuild.pipeline.plan import Export, Plan, Version
-from edgebuild.pipeline.report import Entry, FloatTwin, NoLatency, Report, TargetReport, Timed
+from edgebuild.pipeline.report import Entry, Report, TargetReport
 from edgebuild.pipeline.settings import LatencyGate
 from edgebuild.pipeline.storage.digests import digest_file
 from edgebuild.pipeline.storage.store import Store
 from edgebuild.pipeline.target_settings import FASTEST, TargetSettings
+from edgebuild.pipeline.timed import FloatTwin, NoLatency, Timed
 from edgebuild.pipeline.timing import history, kept, questions
 from edgebuild.pipeline.timing.listener import Listener
 from edgebuild.targets.registry import TARGETS
@@ -72,6 +73,13 @@ def device_of(project: Project, name: str, device: str) -> Device | None:
     if asked:
         return devices.named(asked, project.config.devices)
     return Device() if TARGETS[name].HOST_RUNS else None
+
+
+def samples_elsewhere(project: Project, plan: Plan, device: str) -> tuple[str, ...]:
+    """The keys of the samples that devices other than this machine compute on: goals of a build, too."""
+    places = {name: device_of(project, name, device) for name in plan.exports}
+    elsewhere = [name for name, where in places.items() if where is not None and where.address != LOCAL]
+    return tuple(dict.fromkeys(plan.samples_of(plan.exports[name]) for name in elsewhere))
 
 
 def latencies(
@@ -121,16 +129,14 @@ def compared(plan: Plan, outcome: Outcome, export: Export, device: Device, trans
     """What a device computes for samples that the export was verified on, beside what this machine does.
 
     Raises:
-        DeviceError: the device can't be reached, or can't run the model; or the samples are not there any more.
+        DeviceError: the device can't be reached, or can't run the model.
         ModelError: the samples don't fit the model, as where that is but a part of one.
     """
     version = export.versions[-1]
-    store, key = Store.holding(outcome.results[export.packaged]), plan.samples_of(export)
-    if store.state(key) != "whole":
-        raise DeviceError("outputs can't be compared", cause="the store no longer holds the samples")
+    samples = load_arrays(outcome.results[plan.samples_of(export)] / "samples.npz")
     reference = assemble.model_file(outcome, export, version)
     names = outputs.read(reference).inputs
-    arrays = {name: array for name, array in load_arrays(store.place(key) / "samples.npz").items() if name in names}
+    arrays = {name: array for name, array in samples.items() if name in names}
     most = min(map(len, arrays.values()), default=0)
     rows = np.linspace(0, most - 1, min(most, outputs.SAMPLES)).astype(int)
     given = {name: array[rows] for name, array in arrays.items()}
@@ -203,9 +209,15 @@ class _Target:
         """The latency of what ships, and of its float32 twin, if it has one: by processes of both in turns."""
         before = self.before if self.before is not None and self.before.sha256 == digest_file(model) else None
         known = None if self._is_gated else self._known(model, transport)
-        if known is not None and before is not None and (not self.export.twin or isinstance(before.twin, FloatTwin)):
+        file = self.outcome.results.get(self.export.twin)
+        if known is not None and before is not None and (file is None or isinstance(before.twin, FloatTwin)):
             return known, before.twin
-        latency, twin = self._beside(model, transport) if self.export.twin else (None, None)
+        latency: Latency | NoLatency | None = None
+        twin: FloatTwin | NoLatency | None = None
+        if file is not None:
+            latency, twin = self._beside(model, file / "model.tflite", transport)
+        elif self.export.twin:
+            twin = NoLatency(note=_told(self.outcome.failures[self.export.twin]))
         if latency is None:
             latency = self._measured(self.name, model, transport)
         if isinstance(latency, Latency):
@@ -235,9 +247,8 @@ class _Target:
         before = known.get(digest_file(model)) if known else None
         if before is None:
             return None
-        options = tuple(sorted(self.device.delegate_options.items()))
-        now = (str(transport.fingerprint()), self.device.threads, self.device.delegate, options)
-        return before if now == (before.device, before.threads, before.delegate, before.delegate_options) else None
+        now = Setup.of(transport.fingerprint(), before.runtime, self.device.request)
+        return before if now == before.setup else None
 
     def _measured(self, title: str, model: Path, transport: Transport) -> Latency | NoLatency:
         try:
@@ -252,21 +263,20 @@ class _Target:
         except DeviceError as e:
             return NoLatency(note=_told(e))
 
-    def _beside(self, model: Path, transport: Transport) -> tuple[Latency | NoLatency | None, FloatTwin | NoLatency]:
-        """The artifact's latency and the twin's; None for the former where the latter can't be had."""
-        twin = self.outcome.results.get(self.export.twin)
-        if twin is None:
-            return None, NoLatency(note=_told(self.outcome.failures[self.export.twin]))
+    def _beside(
+        self, model: Path, twin: Path, transport: Transport
+    ) -> tuple[Latency | NoLatency | None, FloatTwin | NoLatency]:
+        """The artifact's latency and the twin's; None for the former where one of them can't run there."""
         title = f"{self.name} latency beside float32's"
         try:
             ours, theirs, ratio = beside(
                 model,
-                twin / "model.tflite",
+                twin,
                 transport,
                 request=self.device.request,
                 on_process=lambda done, total: self.listener.process(title, done, total),
             )
-        except ModelRunError as e:  # One of the two can't run there: which, the artifact alone will show.
+        except ModelRunError as e:  # Which of the two, the artifact alone will show.
             return None, NoLatency(note=_told(e))
         except DeviceError as e:
             away = NoLatency(note=_told(e))
@@ -278,18 +288,15 @@ class _Target:
         limit, baseline = self._limit, self._baseline()
         if limit is None or limit.by == "instructions" or not isinstance(baseline, Path):
             return None if isinstance(baseline, Path) else baseline
+        terms = Terms(
+            budget_s=limit.budget_s,
+            margin=limit.max_regression,
+            confidence=limit.confidence,
+            max_regression=limit.max_regression,
+        )
+        title = f"{self.name} latency against {baseline.name}"
         try:
-            found = questions.held(
-                baseline,
-                model,
-                self.device,
-                transport,
-                f"{self.name} latency against {baseline.name}",
-                self.listener,
-                max_regression=limit.max_regression,
-                budget_s=limit.budget_s,
-                confidence=limit.confidence,
-            )
+            found = questions.held(baseline, model, self.device, transport, terms, title, self.listener)
         except Failure as e:
             return NoLatency(note=_told(e))
         return found if math.isfinite(found.high) else NoLatency(note="; ".join(found.notes))

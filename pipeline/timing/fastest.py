@@ -16,14 +16,16 @@ from edgebuild.device_tests import outputs
 from edgebuild.device_tests.errors import DeviceError, ModelRunError
 from edgebuild.device_tests.race import Placed, race
 from edgebuild.device_tests.transport import DeviceFingerprint, Transport
+from edgebuild.device_tests.versus import Terms
 from edgebuild.export.formats import Precision
 from edgebuild.pipeline import assemble
 from edgebuild.pipeline.config import Project
 from edgebuild.pipeline.device_settings import LOCAL, Device
 from edgebuild.pipeline.execution.engine import Outcome
 from edgebuild.pipeline.plan import Export, Plan
-from edgebuild.pipeline.report import Candidate, Choice, NoLatency, TargetReport, Timed
+from edgebuild.pipeline.report import TargetReport
 from edgebuild.pipeline.settings import LatencyGate
+from edgebuild.pipeline.timed import Candidate, Choice, NoLatency, Timed
 from edgebuild.pipeline.timing import questions
 from edgebuild.pipeline.timing.builds import compared, device_of, no_device, runnable
 from edgebuild.pipeline.timing.listener import Listener
@@ -175,9 +177,8 @@ class _Choosing:
         found = race(
             models,
             transport,
+            Terms(budget_s=limit.budget_s, margin=MARGIN),
             request=self.device.request,
-            margin=MARGIN,
-            budget_s=limit.budget_s,
             on_block=lambda block: self.listener.process(title, block, 0),
         )
         processes = sum(placed.latency.processes for placed in found.values() if placed.latency is not None)

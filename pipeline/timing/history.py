@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -58,7 +57,7 @@ def remember(store: Path, model: Path, place: Path, address: str, latency: Laten
 def series(store: Path, model: Path) -> tuple[Series, ...]:
     """What the store holds of a model, by its path or its content; what was measured last is first."""
     path, digest = _absolute(model), digest_file(model) if model.is_file() else ""
-    found = [records for file in (store / FOLDER).glob("*.jsonl") if (records := tuple(_read(file)))]
+    found = [records for file in (store / FOLDER).glob("*.jsonl") if (records := _read(file))]
     ours = [records for records in found if path == records[0].path or digest in {one.sha256 for one in records}]
     ours.sort(key=lambda records: records[-1].latency.measured_at, reverse=True)
     return tuple(
@@ -75,7 +74,7 @@ def _name(record: Record) -> str:
     return hashlib.sha256(json.dumps(key).encode()).hexdigest()
 
 
-def _read(file: Path) -> Iterator[Record]:
+def _read(file: Path) -> tuple[Record, ...]:
     """The records in a file, oldest first, without lines that are none."""
     from pydantic import TypeAdapter
 
@@ -85,4 +84,4 @@ def _read(file: Path) -> Iterator[Record]:
             record = adapter.validate_json(line)
             datetime.fromisoformat(record.latency.measured_at)
             found.append(record)
-    return iter(sorted(found, key=lambda record: record.latency.measured_at))
+    return tuple(sorted(found, key=lambda record: record.latency.measured_at))

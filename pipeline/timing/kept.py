@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Final
 
 from edgebuild.device_tests.errors import DeviceError
-from edgebuild.device_tests.latency import Latency, Setup, summarize
+from edgebuild.device_tests.latency import Latency, Setup
 from edgebuild.device_tests.transport import RunRequest, Transport
-from edgebuild.device_tests.versus import Comparison, compare_kept, doubted
+from edgebuild.device_tests.versus import Comparison, Terms, compare_kept, doubted
 from edgebuild.pipeline.errors import ConfigError
 from edgebuild.pipeline.storage.locks import held
 
@@ -132,14 +132,11 @@ def compare(
     baseline: Path,
     model: Path,
     transport: Transport,
+    terms: Terms,
     *,
     request: RunRequest | None = None,
     timeout_s: float = 60.0,
-    budget_s: float = 60.0,
-    margin: float = 0.05,
-    confidence: float = 0.95,
     on_block: Callable[[int, float], None] | None = None,
-    max_regression: float | None = None,
 ) -> Comparison:
     """Hold a model on a device against the newest latency in a file that was taken there in the same way.
 
@@ -150,21 +147,13 @@ def compare(
     """
     latencies, device, request = read(baseline), transport.fingerprint(), request or RunRequest()
     samples = [transport.run(model, request, timeout_s)]  # The first process says on which runtime.
-    kept = _newest(baseline, latencies, summarize(samples, device, request).setup)
+    kept = _newest(baseline, latencies, Setup.of(device, samples[0].runtime, request))
 
     def run() -> float:
         samples.append(transport.run(model, request, timeout_s))
         return samples[-1].median_us
 
-    found = compare_kept(
-        kept.latency.process_medians_us,
-        run,
-        budget_s=budget_s,
-        margin=margin,
-        confidence=confidence,
-        on_block=on_block,
-        max_regression=max_regression,
-    )
+    found = compare_kept(kept.latency.process_medians_us, run, terms, on_block=on_block)
     told = f"{baseline.name} holds {kept.model} (sha256 {kept.sha256[:12]}) of {kept.latency.measured_at}; what "
     told += "has changed on the device since then is in the ratio, too"
     found = doubted(found, samples[1:], device)

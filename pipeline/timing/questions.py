@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from edgebuild.device_tests import registry, versus
 from edgebuild.device_tests.profile import ModelProfile, profile_model
 from edgebuild.device_tests.transport import Transport
-from edgebuild.device_tests.versus import Comparison, Gate
+from edgebuild.device_tests.versus import Comparison, Gate, Terms
 from edgebuild.pipeline.device_settings import LOCAL, Device
 from edgebuild.pipeline.errors import ConfigError
 from edgebuild.pipeline.timing import history, kept
@@ -33,12 +33,16 @@ class Versus:
     gate: Gate
 
 
-def profile(model: Path, device: Device, store: Path, *, processes: int, listener: Listener) -> ModelProfile:
-    """Profile a .tflite file on a device; its latency goes into the history of the store.
+def profile(
+    model: Path, device: Device, store: Path, *, processes: int, listener: Listener
+) -> tuple[ModelProfile, DeviceAgreement | None]:
+    """Profile a .tflite file on a device, and hold its outputs for made-up samples to those of this machine.
+
+    The latency goes into the history of the store; outputs are None where the device is this machine.
 
     Raises:
         ModelError: the file can't be read, or is no TFLite flatbuffer.
-        DeviceError: the device can't be reached or can't run the model.
+        DeviceError: the device can't be reached, can't run the model, or computes wrong.
     """
     with opened(device, listener) as transport:
         found = profile_model(
@@ -50,25 +54,15 @@ def profile(model: Path, device: Device, store: Path, *, processes: int, listene
             delegate_options=device.delegate_options,
             on_process=lambda done, total: listener.process(_latency_on(device), done, total),
         )
-    history.remember(store, model, model, device.address, found.latency)
-    return found
+        history.remember(store, model, model, device.address, found.latency)
+        return found, None if device.address == LOCAL else _outputs(model, device, transport)
 
 
-def outputs(model: Path, device: Device, listener: Listener) -> DeviceAgreement | None:
-    """Hold a device's outputs for made-up samples to those of this machine; None where it is this machine.
+def _outputs(model: Path, device: Device, transport: Transport) -> DeviceAgreement:
+    from edgebuild.device_tests import outputs
 
-    Raises:
-        ModelError: the file can't be read.
-        DeviceError: the device can't be reached, can't run the model, or computes wrong.
-    """
-    from edgebuild.device_tests import outputs as comparison
-
-    if device.address == LOCAL:
-        return None
-    samples = comparison.made_up(comparison.read(model))
-    with opened(device, listener) as transport:
-        found = comparison.check(transport, model, device.request, samples)
-    if (failure := comparison.wrong(found, device.address)) is not None:
+    found = outputs.check(transport, model, device.request, outputs.made_up(outputs.read(model)))
+    if (failure := outputs.wrong(found, device.address)) is not None:
         raise failure
     return found
 
@@ -85,17 +79,9 @@ def compare(
     """
     if not baseline.is_file():
         raise ConfigError(f"there is no file {baseline}", action="name a .tflite, or a file of --save-baseline")
+    terms = Terms(budget_s=budget_s, margin=max_regression, max_regression=max_regression)
     with opened(device, listener) as transport:
-        found = held(
-            baseline,
-            model,
-            device,
-            transport,
-            _latency_on(device),
-            listener,
-            max_regression=max_regression,
-            budget_s=budget_s,
-        )
+        found = held(baseline, model, device, transport, terms, _latency_on(device), listener)
     return Versus(comparison=found, gate=versus.against(found, max_regression))
 
 
@@ -104,12 +90,9 @@ def held(
     model: Path,
     device: Device,
     transport: Transport,
+    terms: Terms,
     title: str,
     listener: Listener,
-    *,
-    max_regression: float,
-    budget_s: float,
-    confidence: float = 0.95,
 ) -> Comparison:
     """`compare` on a device that is open; `title` is what the listener hears.
 
@@ -121,11 +104,8 @@ def held(
         baseline,
         model,
         transport,
+        terms,
         request=device.request,
-        budget_s=budget_s,
-        margin=max_regression,
-        confidence=confidence,
-        max_regression=max_regression,
         on_block=lambda done, _: listener.process(title, done, 0),
     )
     listener.process(title, found.processes, found.processes)
